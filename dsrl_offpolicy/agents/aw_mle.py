@@ -1,0 +1,183 @@
+"""Stage 1: warm-start of the latent policy by advantage-weighted maximum likelihood (AW-MLE), offline.
+
+For each state M latents are drawn from the prior, decoded by the frozen base policy and scored by its critic
+Q^A; the latent policy is fitted to the good ones and held near the prior.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dsrl_offpolicy.agents.optimization import gradient_step
+from dsrl_offpolicy.contracts import BasePolicy
+from dsrl_offpolicy.models.latent_layout import LatentLayout
+from dsrl_offpolicy.models.latent_policy import Gaussian, LatentPolicy
+from dsrl_offpolicy.models.latent_q_network import LatentCritic
+
+Metrics = dict[str, Tensor]
+
+
+class AWMLEAgent(nn.Module):
+    """Fits ``pi(w|s)`` and, if asked, distils Q^W from Q^A on the same candidates.
+
+    Args:
+        base_policy: frozen; decodes and scores.
+        layout: which latents are steered.
+        hidden_dims: of the latent policy.
+        lr: Adam's learning rate.
+        num_candidates: M.
+        kappa: score ``q = mean_k Q^A_k - kappa * std_k Q^A_k`` (kappa > 0 is pessimistic).
+        baseline_temperature: the seed's Stage 1 ``tau``: ``v = tau * log mean_m exp(q_m / tau)``.
+        beta_latent: weights are ``softmax_m(A_m / beta_latent)``.
+        advantage_clip: c, ``A = clip(q - v, -c, c)``.
+        kl_coef: of KL(pi || prior).
+        max_decode: latents decoded in one call at most; bounds memory.
+        critic: the Q^W to distil into, or None.
+        critic_lr: its learning rate.
+        generator: source of all randomness, on ``device``.
+        device: where it computes.
+    """
+
+    def __init__(
+        self,
+        base_policy: BasePolicy,
+        layout: LatentLayout,
+        *,
+        hidden_dims: Sequence[int],
+        lr: float,
+        num_candidates: int,
+        kappa: float,
+        baseline_temperature: float,
+        beta_latent: float,
+        advantage_clip: float,
+        kl_coef: float,
+        max_decode: int,
+        generator: torch.Generator,
+        critic: LatentCritic | None = None,
+        critic_lr: float = 3e-4,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        self._base = (base_policy,)  # in a tuple: the frozen base is not one of this module's weights
+        self.layout = layout
+        self.policy = LatentPolicy(base_policy.feature_dim, hidden_dims, layout)
+        self.critic = critic
+        self.num_candidates = num_candidates
+        self.kappa = kappa
+        self.baseline_temperature = baseline_temperature
+        self.beta_latent = beta_latent
+        self.advantage_clip = advantage_clip
+        self.kl_coef = kl_coef
+        self.max_decode = max_decode
+        self.generator = generator
+        self.to(device)
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=lr, fused=True)
+        self.critic_optimizer = (
+            torch.optim.Adam(critic.online.parameters(), lr=critic_lr, fused=True) if critic else None
+        )
+
+    def update(self, features: Float[Tensor, "B D"]) -> Metrics:
+        """One gradient step on a batch of states. Metrics are detached tensors."""
+        u, latent, q_heads = self.candidates(features)
+        loss, metrics = self.policy_loss(features, u, q_heads)
+        gradient_step(self.optimizer, loss)
+        if self.critic is not None and self.critic_optimizer is not None:
+            loss = self.distillation_loss(features, latent, q_heads)
+            gradient_step(self.critic_optimizer, loss)
+            metrics["distill_loss"] = loss.detach()
+        return metrics
+
+    @torch.no_grad()
+    def candidates(
+        self, features: Float[Tensor, "B D"]
+    ) -> tuple[Float[Tensor, "M B L"], Float[Tensor, "M B L"], Float[Tensor, "K M B"]]:
+        """M candidates per state from the prior: pre-squash u, latent w, and Q^A of what they decode to."""
+        shape = (self.num_candidates, len(features), *self._base[0].latent_shape)
+        noise = torch.randn(shape, generator=self.generator, device=features.device)
+        flat = noise.flatten(0, 1)
+        u = self.layout.select(flat).unflatten(0, shape[:2])
+        latent = self.layout.prior(flat).unflatten(0, shape[:2])
+        q = self.score(
+            features.expand(self.num_candidates, *features.shape).flatten(0, 1), latent.flatten(0, 1), flat
+        )
+        return u, latent, q.unflatten(1, shape[:2])
+
+    @torch.no_grad()
+    def score(
+        self, features: Float[Tensor, "N D"], latent: Float[Tensor, "N L"], noise: Float[Tensor, "N T A"]
+    ) -> Float[Tensor, "K N"]:
+        """Q^A of the chunks that latents decode to, ``max_decode`` at a time."""
+        base = self._base[0]
+        full = self.layout.expand(latent, noise)
+        scores = []
+        for part_features, part in zip(features.split(self.max_decode), full.split(self.max_decode), strict=True):
+            chunk = base.decode(part_features, part)
+            scores.append(base.q_values(part_features, chunk[:, base.critic_rows]))
+        return torch.cat(scores, dim=1)
+
+    def pessimistic(self, q_heads: Float[Tensor, K * N]) -> Float[Tensor, "*N"]:
+        """``mean_k - kappa * std_k`` (population standard deviation)."""
+        return q_heads.mean(0) - self.kappa * q_heads.std(0, correction=0)
+
+    def advantages(self, q: Float[Tensor, "M B"]) -> Float[Tensor, "M B"]:
+        """Clipped ``q_m - v`` with the soft baseline v of the candidates."""
+        tau = self.baseline_temperature
+        v = tau * (torch.logsumexp(q / tau, dim=0) - math.log(len(q)))
+        return (q - v).clamp(-self.advantage_clip, self.advantage_clip)
+
+    def policy_loss(
+        self, features: Float[Tensor, "B D"], u: Float[Tensor, "M B L"], q_heads: Float[Tensor, "K M B"]
+    ) -> tuple[Tensor, Metrics]:
+        """``mean_s sum_m weight_m * -log pi(w_m|s) + kl_coef * KL(pi || prior)``."""
+        advantage = self.advantages(self.pessimistic(q_heads))
+        weight = torch.softmax(advantage / self.beta_latent, dim=0)
+        dist: Gaussian = self.policy(features)
+        log_prob = self.policy.log_prob(dist, u)
+        nll = -(weight * log_prob).sum(0).mean()
+        kl = self.policy.kl_to_prior(dist).mean()
+        loss = nll + self.kl_coef * kl
+        return loss, {
+            "loss": loss.detach(),
+            "nll_loss": nll.detach(),
+            "kl_loss": kl.detach(),
+            "eff_num": (1 / weight.square().sum(0)).mean(),
+            "corr_A_logprob": _pearson(advantage, log_prob.detach()).mean(),
+            "advantage_std": advantage.std(0).mean(),
+        }
+
+    def distillation_loss(
+        self, features: Float[Tensor, "B D"], latent: Float[Tensor, "M B L"], q_heads: Float[Tensor, "K M B"]
+    ) -> Tensor:
+        """Head by head MSE: Q^W head j regresses Q^A head j and no other."""
+        assert self.critic is not None
+        repeated = features.expand(len(latent), *features.shape).flatten(0, 1)
+        q = self.critic.online(repeated, latent.flatten(0, 1))
+        return (q - q_heads.flatten(1)).square().mean(1).sum()
+
+    @torch.no_grad()
+    def paired_q(
+        self, features: Float[Tensor, "B D"], samples: int
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """E[Q(s, w)] under the prior and under the policy, per state, with the same noise for both.
+
+        Q is the mean over heads of Q^A of the decoded chunk.
+        """
+        totals = []
+        repeated = features.repeat_interleave(samples, 0)
+        noise = torch.randn(
+            (len(repeated), *self._base[0].latent_shape), generator=self.generator, device=features.device
+        )
+        for latent in (self.layout.prior(noise), self.policy.act(repeated, noise)):
+            q = self.score(repeated, latent, noise).mean(0)
+            totals.append(q.view(len(features), samples).mean(1))
+        return totals[0], totals[1]
+
+
+def _pearson(x: Float[Tensor, "M B"], y: Float[Tensor, "M B"]) -> Float[Tensor, " B"]:
+    x, y = x - x.mean(0), y - y.mean(0)
+    return (x * y).sum(0) / (x.norm(dim=0) * y.norm(dim=0)).clamp(min=1e-12)

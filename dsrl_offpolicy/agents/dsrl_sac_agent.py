@@ -1,0 +1,205 @@
+"""Stage 2: soft actor-critic (Haarnoja et al., 2018) on the latent MDP of a frozen base policy (DSRL,
+Wagenmaker et al., 2025).
+
+Two regularisers share every line. With ``entropy`` the *cost* of a latent is ``log pi(w|s)``, in nats of w, the
+squash's Jacobian included: the bonus measures against the uniform distribution. With ``kl`` it is
+``KL(pi(.|s) || prior)`` in closed form: the bonus measures against the noise the base policy was trained with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dsrl_offpolicy.agents.optimization import gradient_step
+from dsrl_offpolicy.contracts import MacroBatch
+from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.models.latent_layout import LatentLayout
+from dsrl_offpolicy.models.latent_policy import Gaussian, LatentPolicy
+from dsrl_offpolicy.models.latent_q_network import LatentCritic
+
+Metrics = dict[str, Tensor]
+Regularizer = Literal["entropy", "kl"]
+
+
+class DSRLSACAgent(nn.Module):
+    """Actor, critics, temperature and their optimisers.
+
+    Args:
+        feature_dim: D.
+        layout: which latents are steered; L = ``layout.dim``.
+        actor_hidden_dims, critic_hidden_dims: widths.
+        num_critics: K.
+        critic_layer_norm: LayerNorm in the critics.
+        actor_lr, critic_lr, temp_lr: Adam's learning rates.
+        polyak_tau: rate of the target networks after every critic step.
+        regularizer: ``entropy`` or ``kl``.
+        init_temperature: alpha at the start; 0 together with ``learn_temperature=False`` switches the
+            regulariser off.
+        learn_temperature: adjust alpha so that the cost meets its target.
+        target_entropy: nats of w; None is -0.5 * L. Used by ``entropy``.
+        target_kl: nats. Used by ``kl``.
+        backup_entropy: whether the TD target holds the cost of the next latent.
+        generator: source of all randomness in ``update``, on ``device``.
+        device: where it computes.
+
+    Raises:
+        InputError: a temperature that cannot be learned.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        layout: LatentLayout,
+        *,
+        actor_hidden_dims: Sequence[int],
+        critic_hidden_dims: Sequence[int],
+        num_critics: int,
+        critic_layer_norm: bool,
+        actor_lr: float,
+        critic_lr: float,
+        temp_lr: float,
+        polyak_tau: float,
+        regularizer: Regularizer,
+        init_temperature: float,
+        learn_temperature: bool,
+        target_entropy: float | None,
+        target_kl: float,
+        backup_entropy: bool,
+        generator: torch.Generator,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        if init_temperature < 0 or (learn_temperature and init_temperature == 0):
+            bound = "> 0 where it is learned" if learn_temperature else ">= 0"
+            raise InputError(f"init_temperature: expected {bound}, got {init_temperature}")
+        self.layout = layout
+        self.actor = LatentPolicy(feature_dim, actor_hidden_dims, layout)
+        self.critic = LatentCritic(
+            feature_dim, layout.dim, critic_hidden_dims, num_critics, layer_norm=critic_layer_norm
+        )
+        # log 0 = -inf, and exp(-inf) = 0 exactly: a fixed temperature of 0 needs no special case.
+        log_alpha = math.log(init_temperature) if init_temperature > 0 else -math.inf
+        self.log_alpha = nn.Parameter(torch.tensor(log_alpha), requires_grad=learn_temperature)
+        self.to(device)
+        self.polyak_tau = polyak_tau
+        self.regularizer = regularizer
+        self.target_entropy = -0.5 * layout.dim if target_entropy is None else target_entropy
+        self.target_kl = target_kl
+        self.backup_entropy = backup_entropy
+        self.generator = generator
+        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=actor_lr, fused=True)
+        self.critic_optimizer = torch.optim.Adam(self.critic.online.parameters(), lr=critic_lr, fused=True)
+        self.temp_optimizer = torch.optim.Adam([self.log_alpha], lr=temp_lr) if learn_temperature else None
+
+    @property
+    def alpha(self) -> Tensor:
+        """The temperature, without gradient."""
+        return self.log_alpha.detach().exp()
+
+    @property
+    def cost_target(self) -> float:
+        """What the temperature holds the mean cost at, in nats."""
+        return self.target_kl if self.regularizer == "kl" else -self.target_entropy
+
+    def update(self, batch: MacroBatch, *, update_actor: bool = True) -> Metrics:
+        """One critic step and, unless told otherwise, one actor and one temperature step.
+
+        Returns:
+            Detached scalars: ``td_error``, ``q_mean``, ``critic_loss`` and, with the actor, ``alpha``,
+            ``entropy``, ``kl``, ``actor_loss``.
+        """
+        loss, metrics = self.critic_loss(batch)
+        gradient_step(self.critic_optimizer, loss)
+        self.critic.polyak_update(self.polyak_tau)
+        if update_actor:
+            loss, actor_metrics, cost = self.actor_loss(batch)
+            gradient_step(self.actor_optimizer, loss)
+            metrics |= actor_metrics
+            if self.temp_optimizer is not None:
+                gradient_step(self.temp_optimizer, self.temperature_loss(cost))
+        return metrics
+
+    def critic_loss(self, batch: MacroBatch) -> tuple[Tensor, Metrics]:
+        """``sum_j mean (Q_j(s, w) - y)^2`` with
+        ``y = reward + discount * (min_j Qbar_j(s', w') - backup_entropy * alpha * cost(s', w'))``."""
+        with torch.no_grad():
+            latent, log_prob, dist = self._sample(batch.next_obs_features)
+            value = self.critic.target(batch.next_obs_features, latent).amin(0)
+            if self.backup_entropy:
+                value = value - self.alpha * self._cost(dist, log_prob)
+            target = batch.reward + batch.discount * value
+        q = self.critic.online(batch.obs_features, batch.latent)
+        error = q - target
+        loss = error.square().mean(1).sum()
+        detached = error.detach()
+        return loss, {
+            "critic_loss": loss.detach(),
+            "td_error": detached.abs().mean(),
+            "q_mean": q.detach().mean(),
+        }
+
+    def actor_loss(self, batch: MacroBatch) -> tuple[Tensor, Metrics, Float[Tensor, " B"]]:
+        """``mean (alpha * cost(s, w) - min_j Q_j(s, w))``, w reparameterised; also the detached cost.
+
+        The gradient reaches the actor through the *online* critics, whose parameters are left alone.
+        """
+        latent, log_prob, dist = self._sample(batch.obs_features)
+        self.critic.online.requires_grad_(False)
+        q = self.critic.online(batch.obs_features, latent).amin(0)
+        self.critic.online.requires_grad_(True)
+        cost = self._cost(dist, log_prob)
+        loss = (self.alpha * cost - q).mean()
+        return (
+            loss,
+            {
+                "actor_loss": loss.detach(),
+                "alpha": self.alpha,
+                "entropy": -log_prob.detach().mean(),
+                "kl": self.actor.kl_to_prior(dist).detach().mean(),
+            },
+            cost.detach(),
+        )
+
+    def temperature_loss(self, cost: Float[Tensor, " B"]) -> Tensor:
+        """``-log_alpha * (cost - target)``: alpha rises while the cost is above its target."""
+        return -self.log_alpha * (cost.mean() - self.cost_target)
+
+    def act(
+        self, features: Float[Tensor, "B D"], noise: Float[Tensor, "B T A"], deterministic: bool = False
+    ) -> Float[Tensor, "B L"]:
+        """Steered latents, squashed."""
+        return self.actor.act(features, noise, deterministic)
+
+    def training_state(self) -> dict[str, Any]:
+        """Everything that the next ``update`` depends on: weights, optimisers, random state."""
+        return {
+            "networks": self.state_dict(),
+            "actor_optimizer": self.actor_optimizer.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict(),
+            "temp_optimizer": self.temp_optimizer.state_dict() if self.temp_optimizer else None,
+            "generator": self.generator.get_state(),
+        }
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`training_state`."""
+        self.load_state_dict(state["networks"])
+        self.actor_optimizer.load_state_dict(state["actor_optimizer"])
+        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        if self.temp_optimizer is not None:
+            self.temp_optimizer.load_state_dict(state["temp_optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+
+    def _sample(self, features: Tensor) -> tuple[Tensor, Tensor, Gaussian]:
+        dist: Gaussian = self.actor(features)
+        noise = torch.randn(dist.mean.shape, generator=self.generator, device=features.device)
+        latent, log_prob = self.actor.sample(dist, noise)
+        return latent, log_prob, dist
+
+    def _cost(self, dist: Gaussian, log_prob: Tensor) -> Tensor:
+        return self.actor.kl_to_prior(dist) if self.regularizer == "kl" else log_prob

@@ -1,0 +1,141 @@
+"""Replay of macro-transitions: features, not images, in contiguous tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dsrl_offpolicy.contracts import MacroBatch
+from dsrl_offpolicy.errors import InputError
+
+
+class MacroReplayBuffer:
+    """A ring of the last ``capacity`` macro-transitions, sampled uniformly.
+
+    ``terminated`` and ``truncated`` are kept apart beside the ``discount`` that learning reads, so that a file
+    of transitions can be checked and a discount recomputed.
+
+    Args:
+        capacity: macro-transitions.
+        feature_dim: D.
+        latent_dim: L.
+        device: where the tensors live.
+        generator: source of the sampling, on ``device``.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        feature_dim: int,
+        latent_dim: int,
+        *,
+        generator: torch.Generator,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if capacity < 1:
+            raise InputError(f"replay_buffer_size: expected at least 1, got {capacity}")
+        self.capacity = capacity
+        self.generator = generator
+        self.device = torch.device(device)
+
+        def rows(*width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros((capacity, *width), dtype=dtype, device=self.device)
+
+        self.obs_features = rows(feature_dim)
+        self.latent = rows(latent_dim)
+        self.reward = rows()
+        self.discount = rows()
+        self.next_obs_features = rows(feature_dim)
+        self.terminated = rows(dtype=torch.bool)
+        self.truncated = rows(dtype=torch.bool)
+        self.n_steps = rows(dtype=torch.int32)
+        self.size = 0
+        self.total_added = 0
+
+    _FIELDS = (
+        "obs_features", "latent", "reward", "discount", "next_obs_features", "terminated", "truncated", "n_steps",
+    )  # fmt: skip
+
+    def __len__(self) -> int:
+        return self.size
+
+    def add(
+        self,
+        *,
+        obs_features: Float[Tensor, "E D"],
+        latent: Float[Tensor, "E L"],
+        reward: Float[Tensor, " E"],
+        next_obs_features: Float[Tensor, "E D"],
+        terminated: Bool[Tensor, " E"],
+        truncated: Bool[Tensor, " E"],
+        n_steps: Int[Tensor, " E"],
+        gamma: float,
+    ) -> None:
+        """Store E transitions; the oldest make room.
+
+        The discount is ``gamma^n * (1 - terminated)``: a truncated transition bootstraps from its
+        ``next_obs_features``, which must be those of the true last observation.
+
+        Raises:
+            InputError: non-finite features or rewards.
+        """
+        for name, value in (("observation", next_obs_features), ("reward", reward)):
+            if not bool(torch.isfinite(value).all()):
+                raise InputError(f"environment: expected finite numbers, got NaN or infinity in {name}")
+        added = {
+            "obs_features": obs_features,
+            "latent": latent,
+            "reward": reward,
+            "discount": gamma ** n_steps.to(torch.float32) * (~terminated),
+            "next_obs_features": next_obs_features,
+            "terminated": terminated,
+            "truncated": truncated,
+            "n_steps": n_steps,
+        }
+        count = len(reward)
+        index = (self.total_added + torch.arange(count, device=self.device)) % self.capacity
+        for name, value in added.items():
+            column: Tensor = getattr(self, name)
+            column[index] = value.to(column)
+        self.total_added += count
+        self.size = min(self.size + count, self.capacity)
+
+    def sample(self, batch_size: int) -> MacroBatch:
+        """A uniform batch, with replacement.
+
+        Raises:
+            InputError: the buffer is empty.
+        """
+        if self.size == 0:
+            raise InputError("replay buffer: expected at least one transition to sample, got an empty buffer")
+        index = torch.randint(self.size, (batch_size,), generator=self.generator, device=self.device)
+        return MacroBatch(
+            self.obs_features[index],
+            self.latent[index],
+            self.reward[index],
+            self.discount[index],
+            self.next_obs_features[index],
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The stored transitions, counters and the sampler's state."""
+        columns = {name: getattr(self, name)[: self.size].clone() for name in self._FIELDS}
+        return {**columns, "total_added": self.total_added, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`, into a buffer of the same capacity.
+
+        Raises:
+            InputError: more transitions than fit.
+        """
+        size = len(state["reward"])
+        if size > self.capacity:
+            raise InputError(f"replay_buffer_size: expected at least {size}, got {self.capacity}")
+        for name in self._FIELDS:
+            getattr(self, name)[:size] = state[name].to(self.device)
+        self.size = size
+        self.total_added = int(state["total_added"])
+        self.generator.set_state(state["generator"].cpu())

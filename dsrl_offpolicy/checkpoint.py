@@ -1,0 +1,78 @@
+"""Checkpoint files: tensors and plain values only, never pickled code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsrl_offpolicy.errors import InputError
+
+FORMAT_VERSION = 1
+
+
+def save_checkpoint(path: Path, kind: str, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint of a ``kind`` (``base_policy``, ``stage1``, ``stage2``), whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        torch.save({"format_version": FORMAT_VERSION, "kind": kind, **content}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def load_checkpoint(path: Path, kind: str, flag: str, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read a checkpoint and check that it is of ``kind``.
+
+    Args:
+        path: the file.
+        kind: what it must be.
+        flag: the setting to name in an error.
+        device: where its tensors go.
+
+    Raises:
+        InputError: no such file, not a checkpoint of tensors, another kind or format version.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(f"{flag}: expected a {kind} checkpoint, {path} does not exist")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{flag}: expected a checkpoint of tensors, {path} holds other code or is damaged"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"{flag}: expected a {kind} checkpoint, {path} cannot be read: {first[0]}") from error
+    found = content.get("kind") if isinstance(content, dict) else None
+    if found != kind:
+        raise InputError(f"{flag}: expected a {kind} checkpoint, {path} is {found or 'something else'}")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{flag}: expected format version {FORMAT_VERSION}, {path} has {content.get('format_version')}"
+        )
+    return content
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+    """Load a state dict whole, or name the first tensor that does not fit.
+
+    Raises:
+        InputError: a missing, unexpected or wrongly shaped tensor.
+    """
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    for name in [*expected, *found]:
+        if expected.get(name) != found.get(name):
+            raise InputError(
+                f"{where}: tensor {name}: expected shape {expected.get(name, 'none')}, "
+                f"got {found.get(name, 'none')}"
+            )
+    module.load_state_dict(weights)

@@ -1,0 +1,53 @@
+"""``dsrl``: one command per job. The scripts in ``train/`` are the same code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "quickstart": ("dsrl_offpolicy.train.quickstart", "demonstrations, Stages 0, 1, 2 and the final table"),
+    "demos": ("dsrl_offpolicy.train.generate_demos", "record imperfect scripted experts"),
+    "pretrain": ("dsrl_offpolicy.train.pretrain_stage0", "Stage 0: base policy and action critic"),
+    "stage1": (
+        "dsrl_offpolicy.train.train_stage1_offline",
+        "Stage 1: offline warm-start of the latent policy",
+    ),
+    "stage2": ("dsrl_offpolicy.train.train_stage2_online", "Stage 2: online SAC in latent space"),
+    "eval": ("dsrl_offpolicy.train.evaluate", "compare base, controls and latent policies"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from dsrl_offpolicy import __version__
+
+        print(__version__)
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        import difflib
+
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"valid: {', '.join(COMMANDS)}"
+        print(f"dsrl: error: unknown command {name!r}; {hint}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(COMMANDS[name][0])
+    status: int = module.main(rest)
+    return status
+
+
+def _usage() -> str:
+    lines = ["usage: dsrl COMMAND [--config FILE.yaml] [--flags]   (dsrl COMMAND --help lists its flags)", ""]
+    lines += [f"  {name:<11} {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,312 @@
+"""One frozen dataclass per job. Defaults here and in the YAML files beside this module are the same (a test
+holds them together); YAML < flags.
+
+Every field is a flag of the same name. Units stand in each field's comment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+SteerMode = Literal["full", "act_horizon", "repeat"]
+RewardMode = Literal["sparse", "dense"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """What every job has."""
+
+    seed: int = 1
+    """Seeds networks, sampling, demonstrations and environments."""
+    out: Path | None = None
+    """Run folder, which must not exist yet. Default: runs/<job>-<env_id>-seed<seed>."""
+    device: str = "auto"
+    """Torch device; auto takes CUDA where there is one."""
+    torch_threads: int = 1
+    """Threads of the learner; every environment process has one of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackedConfig(JobConfig):
+    """What training jobs have besides."""
+
+    track: bool = False
+    """Also log to Weights & Biases (needs the extra `track`; offline where there is no login)."""
+    wandb_project: str = "dsrl_offpolicy"
+    """Weights & Biases project."""
+    log_freq: int = 500
+    """Gradient steps between two rows of metrics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How a policy is evaluated."""
+
+    env_id: str = "lever-pull-v3"
+    """A MetaWorld task or any Gymnasium id with a Box action space."""
+    max_episode_steps: int | None = None
+    """Env steps until truncation; default: the simulator's own limit."""
+    num_envs: int = 4
+    """Environments, a process each."""
+    eval_end_on_success: bool = False
+    """End evaluation episodes at the first success (faster; success_at_end then equals success_once)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringConfig:
+    """Shape of the latent policy."""
+
+    steer_mode: SteerMode = "full"
+    """Steer all rows of the noise, only the executed ones, or one repeated row."""
+    action_magnitude: float = 2.0
+    """b of w = b tanh(u / b); inf is the plain Gaussian."""
+    actor_hidden_dims: tuple[int, ...] = (256, 256, 256)
+    """Widths of the latent policy."""
+    critic_hidden_dims: tuple[int, ...] = (256, 256, 256)
+    """Widths of Q^W."""
+    num_critics: int = 2
+    """Heads of Q^W."""
+    critic_layer_norm: bool = True
+    """LayerNorm in Q^W."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemosConfig:
+    """dsrl demos: demonstrations from MetaWorld's scripted experts, imperfect on purpose."""
+
+    env_id: str = "lever-pull-v3"
+    """A MetaWorld task with a scripted expert."""
+    out: Path | None = None
+    """HDF5 file, which must not exist yet. Default: demos/<env_id>-seed<seed>.h5."""
+    seed: int = 1
+    """Seeds starts and errors."""
+    episodes: int = 60
+    """Demonstrations; failures are kept."""
+    demo_steps: int = 200
+    """Env steps after which an unsuccessful demonstrator gives up."""
+    action_noise: float = 0.2
+    """Standard deviation of the noise on the expert's actions."""
+    noise_correlation: float = 0.5
+    """Of that noise from one env step to the next, in [0, 1)."""
+    wrong_goal_prob: float = 0.5
+    """Probability that an episode chases a wrong sub-goal."""
+    wrong_goal_offset: tuple[float, float, float] = (0.08, 0.0, 0.0)
+    """Metres by which such an episode misplaces the object."""
+    wrong_goal_mirror: bool = False
+    """Draw the sign of that offset at random for each such episode."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage0Config(TrackedConfig):
+    """dsrl pretrain: the AWSC base policy and its action critic, from demonstrations."""
+
+    env_id: str = "lever-pull-v3"
+    """Environment of the demonstrations; recorded in the checkpoint."""
+    demo_path: Path | None = None
+    """ManiSkill-layout HDF5 file (its JSON beside it)."""
+    num_demos: int | None = None
+    """Use only the first so many trajectories."""
+    obs_horizon: int = 1
+    """Stacked frames."""
+    pred_horizon: int = 8
+    """Rows of a chunk."""
+    act_horizon: int = 8
+    """Rows that are executed."""
+    velocity_net: Literal["mlp", "unet"] = "mlp"
+    """MLP for small state tasks, or the published 1-D U-Net."""
+    velocity_widths: tuple[int, ...] = (256, 256, 256)
+    """Widths of the MLP, or channels of the U-Net's levels (multiples of 8)."""
+    embed_dim: int = 32
+    """Width of the embeddings of flow time and step size."""
+    denoising_steps: int = 8
+    """Euler steps from noise to chunk; a power of two."""
+    critic_hidden_dims: tuple[int, ...] = (256, 256, 256)
+    """Widths of Q^A and V."""
+    num_critics: int = 2
+    """Heads of Q^A: 2 is the twin, more an ensemble."""
+    gamma: float = 0.99
+    """Discount per env step."""
+    reward_mode: RewardMode = "sparse"
+    """-1 per env step until success, or the rewards of the file."""
+    reward_scale: float = 1.0
+    """Factor on rewards; recorded with Q^A."""
+    end_on_success: bool = True
+    """Cut demonstrations after their first success, which terminates."""
+    total_iters: int = 5000
+    """Gradient steps."""
+    batch_size: int = 256
+    """Windows per gradient step."""
+    lr: float = 1e-3
+    """AdamW's learning rate, decayed to 0 by a cosine."""
+    ema_decay: float = 0.999
+    """Of the velocity network's average."""
+    consistency_fraction: float = 0.25
+    """Share of a batch that trains self-consistency."""
+    advantage_temperature: float = 10.0
+    """beta of the weights exp(A / beta); inf weighs all demonstrations alike."""
+    max_weight: float = 20.0
+    """Upper bound of those weights before they are normalised."""
+    expectile: float = 0.7
+    """Of the value function (IQL)."""
+    critic_tau: float = 0.005
+    """Polyak rate of Q^A's targets."""
+    eval_episodes: int = 0
+    """Episodes of the finished base policy with prior noise; 0 for none."""
+    num_envs: int = 4
+    """Environments for that, a process each."""
+    max_episode_steps: int | None = None
+    """Env steps until truncation there; default: the simulator's own limit."""
+    eval_end_on_success: bool = False
+    """End those episodes at the first success."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1Config(TrackedConfig, EvaluationConfig, SteeringConfig):
+    """dsrl stage1: warm-start of the latent policy by advantage-weighted likelihood, offline."""
+
+    demo_path: Path | None = None
+    """ManiSkill-layout HDF5 file (its JSON beside it)."""
+    num_demos: int | None = None
+    """Use only the first so many trajectories."""
+    awsc_checkpoint: Path | None = None
+    """Base policy and Q^A of Stage 0."""
+    total_iters: int = 100000
+    """Gradient steps."""
+    batch_size: int = 256
+    """States per gradient step."""
+    lr: float = 3e-4
+    """Learning rate of the latent policy."""
+    num_candidates: int = 32
+    """M, latents per state."""
+    kappa: float = 1.0
+    """Pessimism: mean - kappa * std over Q^A's heads."""
+    tau: float = 5.0
+    """Temperature of the soft baseline."""
+    beta_latent: float = 1.0
+    """Temperature of the advantage weights."""
+    advantage_clip: float = 20.0
+    """Advantages are clipped to +- this."""
+    kl_coef: float = 1e-3
+    """Coefficient of KL(pi || prior)."""
+    max_decode: int = 16384
+    """Latents decoded in one call at most (bounds memory)."""
+    distill_q: bool = False
+    """Also distil Q^W from Q^A, head by head."""
+    critic_lr: float = 3e-4
+    """Learning rate of the distilled Q^W."""
+    held_out_fraction: float = 0.1
+    """Share of the episodes kept for verification."""
+    verify_states: int = 256
+    """Held-out states on which E[Q] is compared."""
+    verify_samples: int = 32
+    """Latents per such state."""
+    eval_freq: int = 20000
+    """Gradient steps between evaluations in the environment; 0 for none."""
+    eval_episodes: int = 20
+    """Episodes per evaluation."""
+    eval_deterministic: bool = True
+    """Evaluate the mean of the latent policy rather than samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage2Config(TrackedConfig, EvaluationConfig, SteeringConfig):
+    """dsrl stage2: online SAC in the latent space of the frozen base policy."""
+
+    awsc_checkpoint: Path | None = None
+    """Base policy of Stage 0."""
+    stage1_checkpoint: Path | None = None
+    """Latent policy of Stage 1 to start from; default: start from the prior."""
+    init_critic: bool = False
+    """Start Q^W from the one distilled in Stage 1."""
+    total_timesteps: int = 500000
+    """Env steps."""
+    warmup_steps: int = 5000
+    """Env steps before updates start."""
+    warmup_policy: Literal["prior", "stage1"] = "prior"
+    """Who acts until then."""
+    utd_ratio: float = 20.0
+    """Gradient steps per macro-transition stored."""
+    critic_burnin_steps: int = 0
+    """Critic-only gradient steps on the warm-up's transitions, before the ratio starts to count."""
+    actor_update_every: int = 1
+    """Gradient steps per actor and temperature step."""
+    batch_size: int = 256
+    """Macro-transitions per gradient step."""
+    replay_buffer_size: int = 100000
+    """Capacity in macro-transitions."""
+    actor_lr: float = 1e-4
+    """Learning rate of the latent policy."""
+    critic_lr: float = 3e-4
+    """Learning rate of Q^W."""
+    temp_lr: float = 1e-4
+    """Learning rate of log alpha."""
+    gamma: float = 0.99
+    """Discount per env step."""
+    tau: float = 0.005
+    """Polyak rate of the target networks."""
+    regularizer: Literal["entropy", "kl"] = "entropy"
+    """Entropy bonus (SAC), or anchoring to the prior."""
+    init_temperature: float = 0.1
+    """alpha at the start."""
+    learn_temperature: bool = True
+    """Adjust alpha to the target."""
+    target_entropy: float | None = None
+    """Nats of w; default (auto): -0.5 * latent_dim."""
+    target_kl: float = 10.0
+    """Nats from the prior that regularizer=kl allows."""
+    backup_entropy: bool = True
+    """Count the regulariser in the TD target."""
+    reward_mode: RewardMode = "sparse"
+    """-1 per env step until success, or the simulator's dense reward."""
+    reward_scale: float = 1.0
+    """Factor on rewards."""
+    end_on_success: bool = True
+    """Success terminates training episodes."""
+    eval_freq: int = 10000
+    """Env steps between evaluations."""
+    eval_episodes: int = 20
+    """Episodes per evaluation."""
+    eval_deterministic: bool = True
+    """Evaluate the mean of the latent policy rather than samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(JobConfig, EvaluationConfig):
+    """dsrl eval: base policy, controls and latent policies on the same starts, in one table."""
+
+    awsc_checkpoint: Path | None = None
+    """Base policy of Stage 0."""
+    stage1_checkpoint: Path | None = None
+    """Latent policy of Stage 1 to evaluate, if any."""
+    stage2_checkpoint: Path | None = None
+    """Latent policy of Stage 2 to evaluate, if any."""
+    episodes: int = 100
+    """Episodes per row."""
+    constants: int = 16
+    """Constant noise vectors screened for the control "best constant"; 0 leaves it out."""
+    screening_episodes: int = 10
+    """Episodes per screened vector, on starts of their own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartConfig:
+    """dsrl quickstart: demonstrations, Stages 0, 1 and 2 and the final table, on one task."""
+
+    task: str = "lever-pull-v3"
+    """MetaWorld task."""
+    seed: int = 1
+    """Seeds everything."""
+    out: Path | None = None
+    """Run folder, which must not exist yet. Default: runs/quickstart-<task>-seed<seed>."""
+    budget: float = 1.0
+    """Fraction of gradient steps, env steps and episodes to spend, in (0, 1]; 0.02 is a smoke run."""
+    device: str = "auto"
+    """Torch device; auto takes CUDA where there is one."""
+    torch_threads: int = 1
+    """Threads of the learner; every environment process has one of its own."""
+    num_envs: int = 4
+    """Environments, a process each."""
+    track: bool = False
+    """Also log to Weights & Biases."""

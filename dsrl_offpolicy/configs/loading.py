@@ -1,0 +1,195 @@
+"""From YAML and flags to a job's frozen config: shipped YAML < ``--config`` YAML < flags."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+import yaml
+
+from dsrl_offpolicy.errors import InputError
+
+Config = TypeVar("Config")
+
+_POSITIVE = (lambda x: x > 0, "a number > 0")
+_COUNT = (lambda x: x >= 1, "a whole number >= 1")
+_NOT_NEGATIVE = (lambda x: x >= 0, "a number >= 0")
+_FRACTION = (lambda x: 0 < x < 1, "a number in (0, 1)")
+_HALF_OPEN = (lambda x: 0 <= x < 1, "a number in [0, 1)")
+_RATE = (lambda x: 0 < x <= 1, "a number in (0, 1]")
+_WIDTHS = (lambda x: len(x) > 0 and min(x) > 0, "at least one width > 0")
+_POWER_OF_TWO = (lambda x: x >= 1 and x & (x - 1) == 0, "a power of two")
+
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        ("batch_size", "num_envs", "torch_threads", "log_freq", "num_candidates", "num_critics", "obs_horizon",
+         "pred_horizon", "act_horizon", "total_iters", "total_timesteps", "replay_buffer_size", "max_decode",
+         "verify_states", "verify_samples", "actor_update_every", "episodes", "demo_steps", "max_episode_steps",
+         "num_demos", "screening_episodes"),
+        _COUNT,
+    ),
+    **dict.fromkeys(
+        ("lr", "actor_lr", "critic_lr", "temp_lr", "utd_ratio", "action_magnitude", "beta_latent",
+         "advantage_clip", "advantage_temperature", "max_weight", "reward_scale"),
+        _POSITIVE,
+    ),
+    **dict.fromkeys(
+        ("warmup_steps", "critic_burnin_steps", "eval_freq", "eval_episodes", "constants", "kappa", "kl_coef",
+         "target_kl", "init_temperature", "action_noise", "seed"),
+        _NOT_NEGATIVE,
+    ),
+    **dict.fromkeys(("actor_hidden_dims", "critic_hidden_dims", "velocity_widths"), _WIDTHS),
+    **dict.fromkeys(("consistency_fraction", "noise_correlation", "ema_decay"), _HALF_OPEN),
+    "held_out_fraction": _FRACTION,
+    "expectile": _FRACTION,
+    "critic_tau": _RATE,
+    "budget": _RATE,
+    "gamma": _RATE,
+    "wrong_goal_prob": (lambda x: 0 <= x <= 1, "a number in [0, 1]"),
+    "denoising_steps": _POWER_OF_TWO,
+    "embed_dim": (lambda x: x >= 4 and x % 2 == 0, "an even number >= 4"),
+}  # fmt: skip
+
+
+def parse_job(job: type[Config], shipped_yaml: str, prog: str, argv: Sequence[str]) -> Config:
+    """The config of one job.
+
+    Args:
+        job: its dataclass.
+        shipped_yaml: file name beside this module; read first.
+        prog: how the command is called, for ``--help``.
+        argv: flags. ``--config FILE`` names a YAML file that is read second.
+
+    Raises:
+        InputError: an unknown key or flag (with the nearest valid name), or a value that does not fit.
+    """
+    flags, user_yaml = _take_config_flag(argv)
+    shipped = resources.files("dsrl_offpolicy.configs").joinpath(shipped_yaml)
+    tokens = _yaml_tokens(job, shipped.read_text(), shipped_yaml)
+    if user_yaml is not None:
+        if not user_yaml.is_file():
+            raise InputError(f"--config: expected a YAML file, {user_yaml} does not exist")
+        tokens += _yaml_tokens(job, user_yaml.read_text(), str(user_yaml))
+    return _parse_tokens(job, [*tokens, *flags], prog)
+
+
+def override(job: type[Config], shipped_yaml: str, values: Mapping[str, Any], where: str) -> Config:
+    """A job's config from its shipped YAML and a mapping of overrides (as a quickstart section gives them)."""
+    shipped = resources.files("dsrl_offpolicy.configs").joinpath(shipped_yaml).read_text()
+    tokens = _yaml_tokens(job, shipped, shipped_yaml) + _mapping_tokens(job, values, where)
+    return _parse_tokens(job, tokens, where)
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A config as plain YAML/JSON values."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        return list(value) if isinstance(value, tuple) else value
+
+    return {name: plain(value) for name, value in asdict(config).items()}
+
+
+def _take_config_flag(argv: Sequence[str]) -> tuple[list[str], Path | None]:
+    rest: list[str] = []
+    path: Path | None = None
+    items = iter(argv)
+    for item in items:
+        if item == "--config":
+            value = next(items, None)
+            if value is None:
+                raise InputError("--config: expected a YAML file after it, got nothing")
+            path = Path(value)
+        elif item.startswith("--config="):
+            path = Path(item.removeprefix("--config="))
+        else:
+            rest.append(item)
+    return rest, path
+
+
+def _yaml_tokens(job: type, text: str, where: str) -> list[str]:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise InputError(f"{where}: expected YAML, got: {problem}") from error
+    if content is None:
+        return []
+    if not isinstance(content, dict):
+        raise InputError(f"{where}: expected a mapping of settings, got {type(content).__name__}")
+    return _mapping_tokens(job, content, where)
+
+
+def _mapping_tokens(job: type, content: Mapping[str, Any], where: str) -> list[str]:
+    names = [f.name for f in fields(job)]
+    tokens: list[str] = []
+    for key, value in content.items():
+        if key not in names:
+            raise InputError(f"{where}: unknown key {key!r}{_nearest(str(key), names)}")
+        if isinstance(value, bool):
+            tokens.append(f"--{key}" if value else f"--no-{key}")
+        elif isinstance(value, list | tuple):
+            tokens += [f"--{key}", *map(str, value)]
+        else:
+            tokens += [f"--{key}", str(value)]
+    return tokens
+
+
+def _parse_tokens(job: type[Config], tokens: list[str], prog: str) -> Config:
+    # Tyro explains errors in a box of several lines; ours are one line.
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            config, unknown = tyro.cli(job, args=tokens, prog=prog, use_underscores=True, return_unknown_args=True)
+    except SystemExit as error:
+        if error.code in (0, None):
+            raise
+        raise InputError(_first_paragraph(said.getvalue())) from None
+    if unknown:
+        names = [f"--{f.name}" for f in fields(job)]  # type: ignore[arg-type]
+        flag = next((u for u in unknown if u.startswith("--")), unknown[0])
+        raise InputError(f"unknown flag {flag}{_nearest(flag.split('=')[0], names)}")
+    check_ranges(config)
+    return config
+
+
+def check_ranges(config: Any) -> None:
+    """Refuse values that no job could use.
+
+    Raises:
+        InputError: naming the field, what was expected and what came.
+    """
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if value is None:
+            continue
+        if isinstance(value, float) and math.isnan(value):
+            raise InputError(f"{f.name}: expected a number, got nan")
+        if f.name in RANGES:
+            holds, expected = RANGES[f.name]
+            if not holds(value):
+                raise InputError(f"{f.name}: expected {expected}, got {value}")
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    return f"; did you mean {close[0]}?" if close else f"; valid: {', '.join(names)}"
+
+
+def _first_paragraph(box: str) -> str:
+    lines = []
+    for line in box.splitlines()[1:]:
+        text = line.strip("│╭╮╰╯ ")
+        if text.startswith("─"):
+            break
+        lines.append(text)
+    return " ".join(lines)

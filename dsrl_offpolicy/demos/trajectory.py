@@ -1,0 +1,174 @@
+"""A demonstration in memory, and the HDF5 + JSON files that hold demonstrations (the ManiSkill layout)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from dsrl_offpolicy.errors import InputError
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One episode of n env steps.
+
+    Attributes:
+        obs: ``[n + 1, S]`` float32, the last row being the observation after the last action.
+        actions: ``[n, A]`` float32.
+        success: ``[n]`` bool, after each action.
+        terminated: ``[n]`` bool, as the simulator said.
+        truncated: ``[n]`` bool, a time limit and not a termination.
+        rewards: ``[n]`` float32, or None where the file has none.
+    """
+
+    obs: np.ndarray
+    actions: np.ndarray
+    success: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    rewards: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """The trajectories of one file and what its JSON says of the environment."""
+
+    path: Path
+    trajectories: tuple[Trajectory, ...]
+    env_id: str
+    control_mode: str
+
+    @property
+    def state_dim(self) -> int:
+        """S."""
+        return int(self.trajectories[0].obs.shape[1])
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return int(self.trajectories[0].actions.shape[1])
+
+
+def read_demonstrations(path: Path, *, need_rewards: bool = False, limit: int | None = None) -> Demonstrations:
+    """Read a ManiSkill HDF5 file of state observations with its JSON of the same stem.
+
+    Args:
+        path: the ``.h5`` file.
+        need_rewards: whether a file without ``rewards`` is an error.
+        limit: read only the first so many trajectories (in integer order of ``traj_i``).
+
+    Raises:
+        InputError: a file or field that is missing, rows that do not fit, or non-finite numbers.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(f"demo_path: expected an HDF5 file, {path} does not exist")
+    meta = _read_json(path)
+    try:
+        with h5py.File(path, "r") as file:
+            names = sorted((n for n in file if _index(n) is not None), key=lambda n: _index(n) or 0)
+            if not names:
+                raise InputError(f"{path}: expected groups traj_0, traj_1, ..., got {list(file)[:3]}")
+            trajectories = tuple(_read_trajectory(path, name, file[name], need_rewards) for name in names[:limit])
+    except OSError as error:
+        raise InputError(f"{path}: expected a readable HDF5 file, got: {error}") from error
+    widths = {(t.obs.shape[1], t.actions.shape[1]) for t in trajectories}
+    if len(widths) > 1:
+        raise InputError(f"{path}: expected the same (obs, action) widths in every traj, got {sorted(widths)}")
+    env_info = meta["env_info"]
+    kwargs = env_info.get("env_kwargs") or {}
+    return Demonstrations(path, trajectories, str(env_info.get("env_id", "")), str(kwargs.get("control_mode", "")))
+
+
+def _index(name: str) -> int | None:
+    prefix, _, digits = name.rpartition("_")
+    return int(digits) if prefix == "traj" and digits.isdigit() else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    companion = path.with_suffix(".json")
+    if not companion.is_file():
+        raise InputError(f"demo_path: expected {companion.name} beside {path}, it does not exist")
+    try:
+        meta = json.loads(companion.read_text())
+    except ValueError as error:
+        raise InputError(f"{companion}: expected JSON, got: {error}") from error
+    if not isinstance(meta, dict) or not isinstance(meta.get("env_info"), dict):
+        raise InputError(f"{companion}: expected an object with env_info, got none")
+    return meta
+
+
+def _read_trajectory(path: Path, name: str, group: h5py.Group, need_rewards: bool) -> Trajectory:
+    where = f"{path}: {name}"
+
+    def read(field: str, rows: int | None, dtype: type) -> np.ndarray:
+        item = group.get(field)
+        if not isinstance(item, h5py.Dataset):
+            kind = "a group (not state observations)" if isinstance(item, h5py.Group) else "none"
+            raise InputError(f"{where}: expected a data set {field!r}, got {kind}")
+        array = np.asarray(item[()])
+        if rows is not None and (array.ndim == 0 or len(array) != rows):
+            raise InputError(f"{where}: expected {rows} rows in {field!r}, got shape {array.shape}")
+        if dtype is np.float32 and not np.isfinite(array).all():
+            raise InputError(f"{where}: expected finite numbers in {field!r}, got NaN or infinity")
+        return array.astype(dtype)
+
+    actions = read("actions", None, np.float32)
+    if actions.ndim != 2 or len(actions) == 0:
+        raise InputError(f"{where}: expected actions [n, A] with n > 0, got shape {actions.shape}")
+    if np.abs(actions).max() > 1 + 1e-4:
+        raise InputError(f"{where}: expected actions in [-1, 1], got up to {np.abs(actions).max():.3g}")
+    n = len(actions)
+    obs = read("obs", n + 1, np.float32)
+    if obs.ndim != 2:
+        raise InputError(f"{where}: expected obs [n + 1, S], got shape {obs.shape}")
+    return Trajectory(
+        obs=obs,
+        actions=actions,
+        success=read("success", n, np.bool_),
+        terminated=read("terminated", n, np.bool_),
+        truncated=read("truncated", n, np.bool_),
+        rewards=read("rewards", n, np.float32) if need_rewards or "rewards" in group else None,
+    )
+
+
+def write_demonstrations(
+    path: Path, trajectories: Sequence[Trajectory], env_info: dict[str, Any], seeds: Sequence[int]
+) -> None:
+    """Write trajectories in the layout that :func:`read_demonstrations` reads.
+
+    Raises:
+        InputError: the file exists (nothing is written over).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file = h5py.File(path, "x")
+    except FileExistsError as error:
+        raise InputError(f"out: expected a new file, {path} exists") from error
+    episodes = []
+    with file:
+        for i, (trajectory, seed) in enumerate(zip(trajectories, seeds, strict=True)):
+            group = file.create_group(f"traj_{i}")
+            for field in ("obs", "actions", "success", "terminated", "truncated", "rewards"):
+                group.create_dataset(field, data=getattr(trajectory, field), compression="gzip")
+            episodes.append(
+                {
+                    "episode_id": i,
+                    "episode_seed": seed,
+                    "control_mode": env_info["env_kwargs"]["control_mode"],
+                    "elapsed_steps": len(trajectory),
+                    "reset_kwargs": {"options": None, "seed": seed},
+                    "success": bool(trajectory.success.any()),
+                }
+            )
+    meta = {"env_info": env_info, "commit_info": None, "episodes": episodes}
+    path.with_suffix(".json").write_text(json.dumps(meta, indent=2))

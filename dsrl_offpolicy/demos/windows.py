@@ -1,0 +1,134 @@
+"""Windows over demonstrations: frame stacks, action chunks and SMDP transitions for Stages 0 and 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from dsrl_offpolicy.demos.trajectory import Trajectory
+from dsrl_offpolicy.errors import InputError
+
+
+@dataclass(frozen=True)
+class Windows:
+    """N windows, one for every env step t of every trajectory.
+
+    Attributes:
+        frames: ``[N, o, S]``, ending at t.
+        chunks: ``[N, T, A]``; row o-1 is the action of step t.
+        next_frames: ``[N, o, S]``, ending at t + n.
+        reward: ``[N]``, ``sum_{i<n} gamma^i r_{t+i}`` with n = min(H, steps left).
+        discount: ``[N]``, ``gamma^n * (1 - terminated)``.
+        episode: ``[N]``, index of the trajectory.
+    """
+
+    frames: np.ndarray
+    chunks: np.ndarray
+    next_frames: np.ndarray
+    reward: np.ndarray
+    discount: np.ndarray
+    episode: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def select(self, mask: np.ndarray) -> Windows:
+        """The windows where ``mask`` holds."""
+        return Windows(*(getattr(self, name)[mask] for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class WindowSpec:
+    """Shapes and rewards of windows; the fields mean what they mean in ``EnvSpec``."""
+
+    obs_horizon: int
+    pred_horizon: int
+    act_horizon: int
+    gamma: float
+    reward_mode: Literal["sparse", "dense"]
+    reward_scale: float
+    end_on_success: bool
+
+    def __post_init__(self) -> None:
+        rows = self.pred_horizon - self.obs_horizon + 1
+        if self.act_horizon > rows:
+            raise InputError(
+                f"act_horizon: expected at most pred_horizon - obs_horizon + 1 = {rows}, got {self.act_horizon}"
+            )
+
+
+def pads_with_zeros(control_mode: str) -> bool:
+    """Whether an action past the end of an episode is "stay": zeros (delta control) or the last action."""
+    return "delta" in control_mode
+
+
+def cut_windows(trajectories: Sequence[Trajectory], control_mode: str, spec: WindowSpec) -> Windows:
+    """Every window of every trajectory (starts run from -(o-1) to the last step).
+
+    On the left the first observation and action repeat. On the right delta-controlled arms get zeros and the
+    last gripper command, others the last action.
+
+    Raises:
+        InputError: dense rewards asked of trajectories that have none.
+    """
+    parts = [_cut(t, i, pads_with_zeros(control_mode), spec) for i, t in enumerate(trajectories)]
+    return Windows(*(np.concatenate([getattr(p, name) for p in parts]) for name in Windows.__dataclass_fields__))
+
+
+def _cut(trajectory: Trajectory, index: int, zero_pad: bool, spec: WindowSpec) -> Windows:
+    obs, actions = trajectory.obs, trajectory.actions
+    terminated = trajectory.terminated.copy()
+    if spec.end_on_success and trajectory.success.any():
+        length = int(np.argmax(trajectory.success)) + 1
+        terminated[length - 1] = True
+    else:
+        length = len(trajectory)
+    step_reward = _rewards(trajectory, spec)[:length]
+
+    t = np.arange(length)
+    frame_offsets = np.arange(1 - spec.obs_horizon, 1)
+    n = np.minimum(spec.act_horizon, length - t)
+    rows = t[:, None] + np.arange(spec.pred_horizon) - (spec.obs_horizon - 1)
+    chunks = actions[np.clip(rows, 0, length - 1)]
+    if zero_pad:
+        beyond = rows >= length
+        chunks[beyond] = 0
+        chunks[beyond, -1] = actions[length - 1, -1]
+    inside = np.arange(spec.act_horizon) < n[:, None]
+    ahead = np.minimum(t[:, None] + np.arange(spec.act_horizon), length - 1)
+    powers = spec.gamma ** np.arange(spec.act_horizon)
+    return Windows(
+        frames=obs[np.maximum(t[:, None] + frame_offsets, 0)],
+        chunks=chunks,
+        next_frames=obs[np.maximum((t + n)[:, None] + frame_offsets, 0)],
+        reward=(step_reward[ahead] * powers * inside).sum(1).astype(np.float32),
+        discount=(spec.gamma**n * ~terminated[t + n - 1]).astype(np.float32),
+        episode=np.full(length, index),
+    )
+
+
+def _rewards(trajectory: Trajectory, spec: WindowSpec) -> np.ndarray:
+    if spec.reward_mode == "sparse":
+        reward = np.where(trajectory.success, 0.0, -1.0)
+    elif trajectory.rewards is None:
+        raise InputError("demo_path: expected a data set 'rewards' for reward_mode dense, got none")
+    else:
+        reward = trajectory.rewards
+    return reward * spec.reward_scale
+
+
+def split_episodes(windows: Windows, held_out_fraction: float) -> tuple[Windows, Windows]:
+    """Windows of the first episodes, and of the last ``held_out_fraction`` of the episodes (at least one).
+
+    Raises:
+        InputError: fewer than two episodes.
+    """
+    episodes = int(windows.episode.max()) + 1
+    if episodes < 2:
+        raise InputError(f"demo_path: expected at least 2 episodes (one is held out), got {episodes}")
+    held_out = min(max(1, round(episodes * held_out_fraction)), episodes - 1)
+    last = windows.episode >= episodes - held_out
+    return windows.select(~last), windows.select(last)

@@ -1,0 +1,128 @@
+"""Run a policy for N episodes with a seed each: the same seeds are the same starts for every policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from dsrl_offpolicy.contracts import BasePolicy, LatentSource
+from dsrl_offpolicy.evaluation.intervals import Interval, mean_interval, wilson_interval
+from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED
+
+
+@dataclass(frozen=True)
+class EpisodeOutcome:
+    """What one episode came to; ``episode_return`` is undiscounted, ``length`` counts env steps."""
+
+    seed: int
+    success_once: bool
+    success_at_end: bool
+    episode_return: float
+    length: int
+
+
+@dataclass(frozen=True)
+class EvaluationSummary:
+    """A policy's outcomes with 95 % intervals: Wilson for the rates, Student's t for the means."""
+
+    episodes: int
+    success_once: Interval
+    success_at_end: Interval
+    episode_return: Interval
+    length: Interval
+
+
+def evaluation_seeds(episodes: int, first: int = 0) -> list[int]:
+    """The starts on which policies are compared, from number ``first`` on."""
+    return [FIRST_EVALUATION_SEED + first + i for i in range(episodes)]
+
+
+def summarise(outcomes: Sequence[EpisodeOutcome]) -> EvaluationSummary:
+    """Outcomes to rates and means with intervals."""
+    n = len(outcomes)
+    return EvaluationSummary(
+        episodes=n,
+        success_once=wilson_interval(sum(o.success_once for o in outcomes), n),
+        success_at_end=wilson_interval(sum(o.success_at_end for o in outcomes), n),
+        episode_return=mean_interval(np.array([o.episode_return for o in outcomes])),
+        length=mean_interval(np.array([o.length for o in outcomes])),
+    )
+
+
+class NoiseStreams:
+    """Standard-normal noise with a stream for every episode, so that an episode's noise depends on its seed
+    alone: not on how many environments run beside it, nor on which policy consumes it."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self._shape = shape
+        self._generators: dict[int, torch.Generator] = {}
+
+    def start(self, slot: int, seed: int) -> None:
+        """Begin the stream of the episode that now runs in ``slot``."""
+        self._generators[slot] = torch.Generator().manual_seed(seed)
+
+    def draw(self, slots: int) -> torch.Tensor:
+        """``[slots, T, A]``."""
+        return torch.stack([torch.randn(self._shape, generator=self._generators[slot]) for slot in range(slots)])
+
+
+@torch.no_grad()
+def run_episodes(
+    env: gym.vector.VectorEnv,
+    base_policy: BasePolicy,
+    latent_source: LatentSource,
+    seeds: Sequence[int],
+    device: torch.device | str = "cpu",
+) -> list[EpisodeOutcome]:
+    """One episode per seed, in the order of ``seeds``.
+
+    Args:
+        env: macro-step environments that do not reset by themselves (``envs.make_vector_env``).
+        base_policy: decodes latents to chunks, of which it tells the executed rows.
+        latent_source: chooses the latents.
+        seeds: start of each episode, and seed of its noise.
+        device: where policies compute.
+    """
+    slots = env.num_envs
+    noise = NoiseStreams(base_policy.latent_shape)
+    outcomes: dict[int, EpisodeOutcome] = {}
+    waiting = list(enumerate(seeds))[::-1]
+    running: dict[int, int] = {}
+
+    def start(free: list[int]) -> np.ndarray:
+        assigned = {slot: waiting.pop() for slot in free if waiting}
+        running.update({slot: index for slot, (index, _) in assigned.items()})
+        for slot, (_, seed) in assigned.items():
+            noise.start(slot, seed)
+        mask = np.array([slot in assigned for slot in range(slots)])
+        slot_seeds = [assigned[s][1] if s in assigned else None for s in range(slots)]
+        obs, _ = env.reset(seed=slot_seeds, options={"reset_mask": mask})
+        return obs
+
+    if len(seeds) < slots:  # slots without an episode still need a first observation
+        env.reset(seed=[int(seeds[0])] * slots)
+        for slot in range(slots):
+            noise.start(slot, int(seeds[0]))
+    obs = start(list(range(slots)))
+    while running:
+        features = base_policy.encode(torch.as_tensor(obs, device=device))
+        latent = latent_source(features, noise.draw(slots).to(device))
+        chunk = base_policy.decode(features, latent)[:, base_policy.executed_rows]
+        obs, _, terminated, truncated, info = env.step(chunk.cpu().numpy())
+        ended = [slot for slot in list(running) if terminated[slot] or truncated[slot]]
+        for slot in ended:
+            index = running.pop(slot)
+            outcomes[index] = EpisodeOutcome(
+                seed=int(seeds[index]),
+                success_once=bool(info["success_once"][slot]),
+                success_at_end=bool(info["success"][slot]),
+                episode_return=float(info["episode_return"][slot]),
+                length=int(info["episode_length"][slot]),
+            )
+        if ended and waiting:
+            obs = start(ended)
+    return [outcomes[index] for index in range(len(seeds))]

@@ -1,0 +1,37 @@
+"""Intervals that stand beside every success rate and every difference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def overlaps(self, other: Interval) -> bool:
+        """Whether the two intervals share a point."""
+        return self.low <= other.high and other.low <= self.high
+
+
+def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a success rate (Wilson, 1927)."""
+    result = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    return Interval(successes / trials, float(result.low), float(result.high))
+
+
+def mean_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
+    """Student's t interval of a mean. One value, or values without spread, give a point."""
+    mean = float(np.mean(values))
+    error = float(stats.sem(values)) if len(values) > 1 else 0.0
+    if error == 0.0:
+        return Interval(mean, mean, mean)
+    low, high = stats.t.interval(confidence, len(values) - 1, loc=mean, scale=error)
+    return Interval(mean, float(low), float(high))

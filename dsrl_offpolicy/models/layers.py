@@ -1,0 +1,69 @@
+"""Small layers that several networks share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class SinusoidalEmbedding(nn.Module):
+    """Sinusoidal embedding of a scalar, sines first (Vaswani et al., 2017). ``[B] -> [B, width]``."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = width // 2
+        frequencies = torch.exp(torch.arange(half) * (-math.log(10000) / (half - 1)))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        angles = x[:, None] * self.frequencies
+        return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
+def mlp(
+    in_dim: int, hidden_dims: Sequence[int], out_dim: int, activation: type[nn.Module], *, layer_norm: bool
+) -> nn.Sequential:
+    """Linear layers with an activation (and optionally LayerNorm before it) between them."""
+    layers: list[nn.Module] = []
+    for width in hidden_dims:
+        layers.append(nn.Linear(in_dim, width))
+        if layer_norm:
+            layers.append(nn.LayerNorm(width))
+        layers.append(activation())
+        in_dim = width
+    layers.append(nn.Linear(in_dim, out_dim))
+    return nn.Sequential(*layers)
+
+
+class EnsembleLinear(nn.Module):
+    """K independent linear layers evaluated as one batched matrix multiplication.
+
+    Each head is initialised as ``nn.Linear`` would be.
+    """
+
+    def __init__(self, heads: int, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(in_dim)
+        self.weight = nn.Parameter(torch.empty(heads, in_dim, out_dim).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(heads, 1, out_dim).uniform_(-bound, bound))
+
+    def forward(self, x: Float[Tensor, "K B i"]) -> Float[Tensor, "K B j"]:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class EnsembleLayerNorm(nn.Module):
+    """LayerNorm over the last dimension with a gain and an offset for each of K heads."""
+
+    def __init__(self, heads: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(heads, 1, width))
+        self.bias = nn.Parameter(torch.zeros(heads, 1, width))
+
+    def forward(self, x: Float[Tensor, "K B i"]) -> Float[Tensor, "K B i"]:
+        return torch.addcmul(self.bias, nn.functional.layer_norm(x, x.shape[-1:]), self.weight)

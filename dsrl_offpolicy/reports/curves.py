@@ -1,0 +1,62 @@
+"""Learning curves from run folders, as PNG."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dsrl_offpolicy.evaluation.intervals import Interval
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's ``metrics.jsonl``."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def plot_success(
+    path: Path,
+    curves: Mapping[str, Sequence[Mapping[str, Any]]],
+    levels: Mapping[str, Interval],
+    title: str,
+) -> None:
+    """Success over env steps, with the Wilson intervals of the evaluations.
+
+    Args:
+        path: the PNG to write.
+        curves: by legend, rows with ``env_steps``, ``success_once``, ``success_once_low`` and ``..._high``.
+        levels: by legend, rates drawn as horizontal bands (base policy, controls).
+        title: above the plot.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for number, (name, level) in enumerate(levels.items()):
+        color = f"C{7 - number}"
+        axes.axhline(level.value, color=color, linestyle="--", label=f"{name}: {100 * level.value:.0f} %")
+        axes.axhspan(level.low, level.high, color=color, alpha=0.12, linewidth=0)
+    for number, (name, rows) in enumerate(curves.items()):
+        x = [row["env_steps"] for row in rows]
+        axes.plot(x, [row["success_once"] for row in rows], marker="o", color=f"C{number}", label=name)
+        low = [row["success_once_low"] for row in rows]
+        axes.fill_between(x, low, [row["success_once_high"] for row in rows], color=f"C{number}", alpha=0.15)
+    axes.set(xlabel="env steps", ylabel="success", ylim=(-0.02, 1.02), title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best", fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def plot_stage2_run(folder: Path, levels: Mapping[str, Interval], title: str) -> Path | None:
+    """``learning_curve.png`` of a Stage 2 run folder; None where it holds no evaluation."""
+    rows = [row for row in read_metrics(folder) if "success_once_low" in row]
+    if not rows:
+        return None
+    path = folder / "learning_curve.png"
+    plot_success(path, {"stage 2": rows}, levels, title)
+    return path

@@ -1,0 +1,131 @@
+"""Act, step the environments, and turn what happened into macro-transitions.
+
+Environments run while the learner learns: ``launch`` sends the next chunks, ``collect`` waits for them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
+from dsrl_offpolicy.contracts import BasePolicy, LatentSource
+from dsrl_offpolicy.models.latent_layout import LatentLayout
+from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What one vector macro-step brought.
+
+    Attributes:
+        transitions: macro-transitions stored (one per environment).
+        env_steps: primitive steps, summed over environments.
+        finished: for each episode that ended: (success_once, return, env steps).
+    """
+
+    transitions: int
+    env_steps: int
+    finished: list[tuple[bool, float, int]]
+
+
+class Collector:
+    """Fills a buffer from vectorised macro-step environments.
+
+    Args:
+        env: does not reset by itself; every ended episode is reset here, explicitly, after its true last
+            observation was stored.
+        base_policy: encodes observations and decodes latents.
+        layout: which part of the noise is stored as the latent.
+        buffer: receives the transitions.
+        gamma: discount per env step.
+        noise: generator of the standard-normal noise, on ``device``.
+        starts: generator of the episodes' seeds.
+        device: where the policies compute.
+    """
+
+    def __init__(
+        self,
+        env: gym.vector.VectorEnv,
+        base_policy: BasePolicy,
+        layout: LatentLayout,
+        buffer: MacroReplayBuffer,
+        *,
+        gamma: float,
+        noise: torch.Generator,
+        starts: np.random.Generator,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.env = env
+        self.base_policy = base_policy
+        self.layout = layout
+        self.buffer = buffer
+        self.gamma = gamma
+        self.noise = noise
+        self.starts = starts
+        self.device = torch.device(device)
+        obs, _ = env.reset(seed=self._draw_seeds())
+        self._features = self._encode(obs)
+        self._latent: Tensor | None = None
+
+    def launch(self, source: LatentSource) -> None:
+        """Choose latents for the current observations and set the environments going."""
+        with torch.no_grad():
+            shape = (self.env.num_envs, *self.base_policy.latent_shape)
+            noise = torch.randn(shape, generator=self.noise, device=self.device)
+            full = source(self._features, noise)
+            self._latent = self.layout.select(full)
+            chunk = self.base_policy.decode(self._features, full)[:, self.base_policy.executed_rows]
+        self._send(chunk.cpu().numpy())
+
+    def collect(self) -> Collected:
+        """Wait for the environments, store what happened, reset the ended episodes."""
+        assert self._latent is not None, "collect() follows launch()"
+        obs, reward, terminated, truncated, info = self._receive()
+        next_features = self._encode(obs)
+        self.buffer.add(
+            obs_features=self._features,
+            latent=self._latent,
+            reward=self._tensor(reward, torch.float32),
+            next_obs_features=next_features,
+            terminated=self._tensor(terminated, torch.bool),
+            truncated=self._tensor(truncated, torch.bool),
+            n_steps=self._tensor(info["n_steps"], torch.int32),
+            gamma=self.gamma,
+        )
+        ended = terminated | truncated
+        finished = [
+            (bool(info["success_once"][i]), float(info["episode_return"][i]), int(info["episode_length"][i]))
+            for i in np.flatnonzero(ended)
+        ]
+        if ended.any():
+            obs, _ = self.env.reset(seed=self._draw_seeds(), options={"reset_mask": ended})
+            next_features = self._encode(obs)
+        self._features = next_features
+        self._latent = None
+        return Collected(self.env.num_envs, int(np.sum(info["n_steps"])), finished)
+
+    def _send(self, actions: np.ndarray) -> None:
+        if hasattr(self.env, "step_async"):
+            self.env.step_async(actions)
+        else:
+            self._pending = actions
+
+    def _receive(self) -> tuple:
+        if hasattr(self.env, "step_wait"):
+            return self.env.step_wait()
+        return self.env.step(self._pending)
+
+    def _encode(self, obs: np.ndarray) -> Tensor:
+        with torch.no_grad():
+            return self.base_policy.encode(torch.as_tensor(obs, device=self.device))
+
+    def _tensor(self, values: np.ndarray, dtype: torch.dtype) -> Tensor:
+        return torch.as_tensor(np.asarray(values), device=self.device).to(dtype)
+
+    def _draw_seeds(self) -> list[int]:
+        return [int(s) for s in self.starts.integers(FIRST_EVALUATION_SEED, size=self.env.num_envs)]

@@ -1,0 +1,187 @@
+"""A run folder: config, metrics, checkpoints, summary; and the progress a person watches."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch.utils.tensorboard import SummaryWriter
+
+from dsrl_offpolicy.configs.loading import to_plain
+from dsrl_offpolicy.errors import InputError
+
+Scalar = float | int | torch.Tensor
+
+
+def create_run_folder(out: Path | None, default_name: str) -> Path:
+    """A new folder for a run.
+
+    Raises:
+        InputError: it exists. A run is never written over.
+    """
+    path = out if out is not None else Path("runs") / default_name
+    try:
+        path.mkdir(parents=True, exist_ok=False)
+    except FileExistsError as error:
+        raise InputError(
+            f"out: expected a new run folder, {path} exists (pass --out or another --seed)"
+        ) from error
+    except OSError as error:
+        raise InputError(f"out: expected a folder that can be made, {path}: {error.strerror}") from error
+    return path
+
+
+class Run:
+    """Writes ``config.yaml``, ``metrics.jsonl``, TensorBoard events, ``summary.json`` and, asked for, W&B.
+
+    Args:
+        path: an existing, empty run folder.
+        config: the resolved config.
+        track: also log to Weights & Biases.
+        wandb_project: its project.
+
+    Raises:
+        InputError: tracking without the package.
+    """
+
+    def __init__(self, path: Path, config: Any, *, track: bool = False, wandb_project: str = "") -> None:
+        self.path = path
+        self._start = time.monotonic()
+        plain = to_plain(config)
+        (path / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
+        self._wandb = _start_wandb(path, plain, wandb_project) if track else None
+        self._metrics = (path / "metrics.jsonl").open("x")
+        self._writer = SummaryWriter(str(path / "tensorboard"))
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def minutes(self) -> float:
+        """Wall-clock since the run began."""
+        return (time.monotonic() - self._start) / 60
+
+    def log(self, metrics: Mapping[str, Scalar], axes: Mapping[str, int], prefix: str = "") -> dict[str, float]:
+        """One row of metrics; this is where the host waits for the device.
+
+        Args:
+            metrics: scalars.
+            axes: counters, the first being TensorBoard's x-axis (``env_steps``, ``gradient_steps``, ...).
+            prefix: group in TensorBoard.
+
+        Raises:
+            InputError: a number that is not finite, which ends the run before a checkpoint keeps it.
+        """
+        row = {name: float(value) for name, value in metrics.items()}
+        for name, value in row.items():
+            if not math.isfinite(value):
+                raise InputError(f"{name}: expected a finite number, got {value} at {dict(axes)}")
+        line = {**axes, "minutes": round(self.minutes, 4), **row}
+        self._metrics.write(json.dumps(line) + "\n")
+        self._metrics.flush()
+        step = next(iter(axes.values()))
+        for name, value in row.items():
+            self._writer.add_scalar(f"{prefix}/{name}" if prefix else name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(line)
+        return row
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """``summary.json``: what the run came to."""
+        (self.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+    def close(self) -> None:
+        """Flush and close every writer."""
+        self._metrics.close()
+        self._writer.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _start_wandb(path: Path, config: dict[str, Any], project: str) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise InputError(
+            "track: expected the package wandb (pip install 'dsrl_offpolicy[track]'), got none"
+        ) from error
+    # Without a login there is nobody to ask: log offline, to be synchronised later by `wandb sync`.
+    mode: Any = None if wandb.setup().settings.mode != "online" or wandb.api.api_key else "offline"
+    return wandb.init(project=project, name=path.name, dir=str(path), config=config, mode=mode)
+
+
+class ProgressReport:
+    """A progress bar on a terminal; one plain line per report elsewhere, so that a log file stays readable.
+
+    Args:
+        title: the job.
+        total: units of work.
+        unit: what is counted (``env steps``, ``gradient steps``).
+    """
+
+    def __init__(self, title: str, total: int, unit: str) -> None:
+        self._title, self._total, self._unit = title, total, unit
+        self._start = time.monotonic()
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
+                TextColumn(unit), TextColumn("{task.fields[shown]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )  # fmt: skip
+            self._task = self._bar.add_task(title, total=total, shown="")
+            self._bar.start()
+
+    def report(self, done: int, shown: Mapping[str, Any] | None = None) -> None:
+        """Tell how far the job is and the numbers to watch."""
+        text = "  ".join(f"{k} {_short(v)}" for k, v in (shown or {}).items())
+        if self._bar is not None:
+            self._bar.update(self._task, completed=min(done, self._total), shown=text)
+            return
+        elapsed = time.monotonic() - self._start
+        left = elapsed / max(done, 1) * max(self._total - done, 0)
+        print(
+            f"{self._title}: {done}/{self._total} {self._unit}  {text}  "
+            f"elapsed {elapsed:.0f} s  left {left:.0f} s",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Remove the live bar."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __enter__(self) -> ProgressReport:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,143 @@
+"""``dsrl eval``: base policy, controls and latent policies on the same starts, in one table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
+from dsrl_offpolicy.configs.jobs import EvalConfig
+from dsrl_offpolicy.contracts import LatentSource
+from dsrl_offpolicy.envs.vector import make_vector_env
+from dsrl_offpolicy.evaluation.episodes import EvaluationSummary, evaluation_seeds, run_episodes, summarise
+from dsrl_offpolicy.models.latent_sources import constant_source, policy_source, prior_source
+from dsrl_offpolicy.seeding import torch_generator
+from dsrl_offpolicy.tracking import ProgressReport, Run, create_run_folder
+from dsrl_offpolicy.train.steering_files import load_steering
+from dsrl_offpolicy.train.wiring import base_env_spec, check_fit, command, load_base, start_torch
+
+FIRST_SCREENING_SEED = 500_000
+"""Number of the first evaluation start on which constant vectors are screened: apart from the table's starts."""
+
+
+def run(config: EvalConfig) -> Path:
+    """Evaluate and write ``evaluation.csv`` and ``evaluation.json``; prints the table. Returns the run folder."""
+    device = start_torch(config)
+    base = load_base(config.awsc_checkpoint, device)
+    env_spec = base_env_spec(base.spec, config.env_id, config.max_episode_steps, config.eval_end_on_success)
+    check_fit(base.spec, env_spec)
+    sources = _sources(config, base, device)
+    folder = create_run_folder(config.out, f"dsrl_offpolicy_eval-{config.env_id}-seed{config.seed}")
+    with Run(folder, config) as tracker:
+        env = make_vector_env(env_spec, config.num_envs)
+        try:
+            results = _evaluate_all(config, base, sources, env, tracker, device)
+        finally:
+            env.close()
+        write_table(folder, results)
+        tracker.write_summary({name: asdict(result) for name, result in results.items()})
+    print_table(results, f"{config.env_id}, {config.episodes} episodes, 95 % intervals")
+    return folder
+
+
+def _sources(config: EvalConfig, base: ShortcutFlowPolicy, device: torch.device) -> dict[str, LatentSource]:
+    zeros = torch.zeros(base.latent_shape, device=device)
+    sources = {"base (prior noise)": prior_source(), "w = 0": constant_source(zeros)}
+    for stage, path in (("stage1", config.stage1_checkpoint), ("stage2", config.stage2_checkpoint)):
+        if path is not None:
+            policy, _ = load_steering(path, stage, f"{stage}_checkpoint", base, device)
+            for name, deterministic in (("deterministic", True), ("stochastic", False)):
+                sources[f"{stage} {name}"] = policy_source(policy, deterministic=deterministic)
+    return sources
+
+
+def _evaluate_all(
+    config: EvalConfig,
+    base: ShortcutFlowPolicy,
+    sources: Mapping[str, LatentSource],
+    env: gym.vector.VectorEnv,
+    tracker: Run,
+    device: torch.device,
+) -> dict[str, EvaluationSummary]:
+    results: dict[str, EvaluationSummary] = {}
+    rows = len(sources) + (1 if config.constants else 0)
+    with ProgressReport("eval", rows, "policies") as progress:
+
+        def evaluate(name: str, source: LatentSource) -> None:
+            outcomes = run_episodes(env, base, source, evaluation_seeds(config.episodes), device)
+            results[name] = summarise(outcomes)
+            tracker.log({f"{name}/success_once": results[name].success_once.value}, {"row": len(results)})
+            progress.report(len(results), {name: results[name].success_once.value})
+
+        for name, source in sources.items():
+            evaluate(name, source)
+            if name == "w = 0" and config.constants:
+                evaluate(f"best of {config.constants} constants", _best_constant(config, base, env, device))
+    return results
+
+
+def _best_constant(
+    config: EvalConfig, base: ShortcutFlowPolicy, env: gym.vector.VectorEnv, device: torch.device
+) -> LatentSource:
+    """The constant latent that did best on starts of its own (so that the table's row is unbiased)."""
+    generator = torch_generator(config.seed, "constants")
+    seeds = evaluation_seeds(config.screening_episodes, FIRST_SCREENING_SEED)
+    best_rate, best = -1.0, None
+    for _ in range(config.constants):
+        source = constant_source(torch.randn(base.latent_shape, generator=generator).to(device))
+        rate = summarise(run_episodes(env, base, source, seeds, device)).success_once.value
+        if rate > best_rate:
+            best_rate, best = rate, source
+    assert best is not None
+    return best
+
+
+_COLUMNS = ("success_once", "success_at_end", "episode_return", "length")
+
+
+def write_table(folder: Path, results: Mapping[str, EvaluationSummary]) -> None:
+    """``evaluation.csv`` (a row a policy) and ``evaluation.json``."""
+    rows: list[dict[str, Any]] = []
+    for name, result in results.items():
+        row: dict[str, Any] = {"policy": name, "episodes": result.episodes}
+        for column in _COLUMNS:
+            interval = getattr(result, column)
+            row |= {column: interval.value, f"{column}_low": interval.low, f"{column}_high": interval.high}
+        rows.append(row)
+    with (folder / "evaluation.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    (folder / "evaluation.json").write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def print_table(results: Mapping[str, EvaluationSummary], title: str) -> None:
+    """The table for a person, on standard output."""
+    table = Table(title=title)
+    table.add_column("policy")
+    for heading in ("success once", "success at end", "return", "length"):
+        table.add_column(heading, justify="right")
+    for name, result in results.items():
+        cells = [
+            f"{100 * i.value:.0f} % [{100 * i.low:.0f}, {100 * i.high:.0f}]"
+            for i in (result.success_once, result.success_at_end)
+        ]
+        cells += [f"{i.value:.0f} [{i.low:.0f}, {i.high:.0f}]" for i in (result.episode_return, result.length)]
+        table.add_row(name, *cells)
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+
+
+main = command(EvalConfig, "eval.yaml", "dsrl eval")(run)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""``dsrl pretrain`` (Stage 0): the AWSC base policy and its action critic Q^A, from demonstrations."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dsrl_offpolicy.agents.awsc import AWSCAgent, DemoBatch
+from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, ShortcutFlowSpec, StateEncoder
+from dsrl_offpolicy.checkpoint import save_checkpoint
+from dsrl_offpolicy.configs.jobs import Stage0Config
+from dsrl_offpolicy.demos.trajectory import Demonstrations, read_demonstrations
+from dsrl_offpolicy.demos.windows import Windows, WindowSpec, cut_windows
+from dsrl_offpolicy.envs.vector import make_vector_env
+from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, summarise
+from dsrl_offpolicy.models.latent_sources import prior_source
+from dsrl_offpolicy.seeding import torch_generator
+from dsrl_offpolicy.tracking import ProgressReport, Run, create_run_folder
+from dsrl_offpolicy.train.wiring import base_env_spec, check_fit, command, require_file, start_torch
+
+
+def run(config: Stage0Config) -> Path:
+    """Train and save ``checkpoints/last.pt``. Returns the run folder."""
+    device = start_torch(config)
+    path = require_file(config.demo_path, "demo_path", "an HDF5 file of demonstrations (dsrl demos writes one)")
+    demos = read_demonstrations(path, need_rewards=config.reward_mode == "dense", limit=config.num_demos)
+    spec = base_spec(config, demos)
+    windows = cut_windows(demos.trajectories, demos.control_mode, window_spec(spec))
+    states = np.concatenate([t.obs for t in demos.trajectories])
+    encoder = StateEncoder.fit(torch.from_numpy(states)).to(device)
+    data = to_batch(windows, encoder, device)
+    agent = AWSCAgent(
+        spec,
+        lr=config.lr,
+        total_iters=config.total_iters,
+        ema_decay=config.ema_decay,
+        consistency_fraction=config.consistency_fraction,
+        advantage_temperature=config.advantage_temperature,
+        max_weight=config.max_weight,
+        expectile=config.expectile,
+        polyak_tau=config.critic_tau,
+        generator=torch_generator(config.seed, "stage0", device),
+        device=device,
+    )
+    if config.eval_episodes:
+        check_fit(spec, base_env_spec(spec, config.env_id, config.max_episode_steps, True))
+
+    folder = create_run_folder(config.out, f"dsrl_offpolicy_stage0-{config.env_id}-seed{config.seed}")
+    with Run(folder, config, track=config.track, wandb_project=config.wandb_project) as tracker:
+        sampler = torch_generator(config.seed, "stage0_batches", device)
+        with ProgressReport("stage0", config.total_iters, "gradient steps") as progress:
+            for step in range(1, config.total_iters + 1):
+                index = torch.randint(len(data), (config.batch_size,), generator=sampler, device=device)
+                metrics = agent.update(data.gather(index))
+                if step % config.log_freq == 0 or step == config.total_iters:
+                    row = tracker.log(metrics, {"gradient_steps": step})
+                    progress.report(step, {k: row[k] for k in ("flow_loss", "critic_loss", "q_mean")})
+        content = {
+            "spec": spec.to_plain(),
+            "encoder": encoder.state_dict(),
+            "velocity_net": agent.velocity_net.state_dict(),
+            "velocity_net_ema": agent.velocity_net_ema.state_dict(),
+            "critic": agent.critic.state_dict(),
+            "critic_target": agent.critic_target.state_dict(),
+            "value": agent.value.state_dict(),
+            "optimizer": agent.optimizer.state_dict(),
+            "gradient_steps": config.total_iters,
+        }
+        save_checkpoint(tracker.checkpoints / "last.pt", "base_policy", content)
+        summary: dict[str, Any] = {
+            "demonstrations": len(demos.trajectories),
+            "demonstration_success": float(np.mean([t.success.any() for t in demos.trajectories])),
+            "windows": len(windows),
+            "gradient_steps": config.total_iters,
+            "minutes": round(tracker.minutes, 3),
+        }
+        if config.eval_episodes:
+            policy = ShortcutFlowPolicy.from_checkpoint(content, "stage0").to(device)
+            summary["base"] = _evaluate(policy, config, device)
+        tracker.write_summary(summary)
+    return folder
+
+
+def _evaluate(policy: ShortcutFlowPolicy, config: Stage0Config, device: torch.device) -> dict[str, Any]:
+    env_spec = base_env_spec(policy.spec, config.env_id, config.max_episode_steps, config.eval_end_on_success)
+    env = make_vector_env(env_spec, config.num_envs)
+    try:
+        outcomes = run_episodes(env, policy, prior_source(), evaluation_seeds(config.eval_episodes), device)
+    finally:
+        env.close()
+    return asdict(summarise(outcomes))
+
+
+def base_spec(config: Stage0Config, demos: Demonstrations) -> ShortcutFlowSpec:
+    """The base policy that a configuration and a file of demonstrations make."""
+    return ShortcutFlowSpec(
+        env_id=config.env_id,
+        control_mode=demos.control_mode,
+        state_dim=demos.state_dim,
+        action_dim=demos.action_dim,
+        obs_horizon=config.obs_horizon,
+        pred_horizon=config.pred_horizon,
+        act_horizon=config.act_horizon,
+        velocity_net=config.velocity_net,
+        velocity_widths=config.velocity_widths,
+        embed_dim=config.embed_dim,
+        denoising_steps=config.denoising_steps,
+        critic_hidden_dims=config.critic_hidden_dims,
+        critic_heads=config.num_critics,
+        gamma=config.gamma,
+        reward_mode=config.reward_mode,
+        reward_scale=config.reward_scale,
+        end_on_success=config.end_on_success,
+    )
+
+
+def window_spec(spec: ShortcutFlowSpec, *, rewards: bool = True) -> WindowSpec:
+    """The windows that a base policy is trained on; without ``rewards`` those of the file are not asked for."""
+    return WindowSpec(
+        spec.obs_horizon,
+        spec.pred_horizon,
+        spec.act_horizon,
+        spec.gamma,
+        spec.reward_mode if rewards else "sparse",  # type: ignore[arg-type]
+        spec.reward_scale,
+        spec.end_on_success,
+    )
+
+
+def to_batch(windows: Windows, encoder: StateEncoder, device: torch.device) -> DemoBatch:
+    """Windows as tensors on the device, observations encoded once."""
+
+    def tensor(values: np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(values, dtype=torch.float32, device=device)
+
+    return DemoBatch(
+        encoder(tensor(windows.frames)),
+        tensor(windows.chunks),
+        tensor(windows.reward),
+        tensor(windows.discount),
+        encoder(tensor(windows.next_frames)),
+    )
+
+
+main = command(Stage0Config, "stage0_pretrain.yaml", "dsrl pretrain")(run)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""What every job does before it starts: device, files, environment, and whether they fit together."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from dsrl_offpolicy.base_policies.loading import load_base_policy
+from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, ShortcutFlowSpec
+from dsrl_offpolicy.configs.jobs import JobConfig, SteeringConfig
+from dsrl_offpolicy.configs.loading import parse_job
+from dsrl_offpolicy.envs.spec import EnvSpec
+from dsrl_offpolicy.envs.vector import EnvFacts, inspect_env
+from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.models.latent_layout import LatentLayout
+from dsrl_offpolicy.seeding import seed_everything
+
+Config = TypeVar("Config")
+
+
+def command(job: type[Config], shipped_yaml: str, name: str) -> Callable[[Callable[[Config], Any]], Callable]:
+    """Turn a job ``run(config)`` into a ``main(argv)`` that returns an exit status.
+
+    0 where the job ended well; 2, with one line on standard error, where something the user gave is wrong.
+    """
+
+    def decorate(run: Callable[[Config], Any]) -> Callable[[Sequence[str] | None], int]:
+        @functools.wraps(run)
+        def main(argv: Sequence[str] | None = None) -> int:
+            logging.getLogger("gymnasium").setLevel(logging.CRITICAL)
+            try:
+                run(parse_job(job, shipped_yaml, name, sys.argv[1:] if argv is None else argv))
+            except InputError as error:
+                print(f"{name}: error: {error}", file=sys.stderr)
+                return 2
+            except KeyboardInterrupt:
+                print(f"{name}: interrupted", file=sys.stderr)
+                return 130
+            return 0
+
+        return main
+
+    return decorate
+
+
+def start_torch(config: JobConfig) -> torch.device:
+    """Seed, set threads, choose the device.
+
+    Raises:
+        InputError: a device that is not there.
+    """
+    torch.set_num_threads(config.torch_threads)
+    seed_everything(config.seed)
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device: expected a torch device of this machine, got {config.device!r}") from error
+    return device
+
+
+def require_file(path: Path | None, flag: str, what: str) -> Path:
+    """The path of a setting that must be given.
+
+    Raises:
+        InputError: it was not.
+    """
+    if path is None:
+        raise InputError(f"--{flag}: expected {what}, got nothing")
+    return path.expanduser()
+
+
+def load_base(path: Path | None, device: torch.device) -> ShortcutFlowPolicy:
+    """The base policy that ``--awsc_checkpoint`` names."""
+    file = require_file(path, "awsc_checkpoint", "the checkpoint of a base policy (dsrl pretrain writes one)")
+    return load_base_policy(file, device)
+
+
+def base_env_spec(spec: ShortcutFlowSpec, env_id: str, max_episode_steps: int | None, end: bool) -> EnvSpec:
+    """The environment in which a base policy is evaluated, with the rewards of its Q^A."""
+    return EnvSpec(
+        env_id,
+        reward_mode=spec.reward_mode,  # type: ignore[arg-type]
+        reward_scale=spec.reward_scale,
+        end_on_success=end,
+        max_episode_steps=max_episode_steps,
+        obs_horizon=spec.obs_horizon,
+        act_horizon=spec.act_horizon,
+        gamma=spec.gamma,
+    )
+
+
+def check_fit(spec: ShortcutFlowSpec, env_spec: EnvSpec) -> EnvFacts:
+    """Build the environment once and hold it against the base policy.
+
+    Raises:
+        InputError: unknown environment, or dimensions that differ.
+    """
+    facts = inspect_env(env_spec)
+    for what, expected, found in (
+        ("state dimensions", facts.state_dim, spec.state_dim),
+        ("action dimensions", facts.action_dim, spec.action_dim),
+    ):
+        if expected != found:
+            raise InputError(
+                f"awsc_checkpoint: expected {expected} {what} for {env_spec.env_id}, got {found} "
+                f"(trained on {spec.env_id})"
+            )
+    if spec.env_id != env_spec.env_id:
+        print(f"note: the base policy was trained on {spec.env_id}, not {env_spec.env_id}", file=sys.stderr)
+    return facts
+
+
+def build_layout(base: ShortcutFlowPolicy, config: SteeringConfig) -> LatentLayout:
+    """The latents that a job steers."""
+    rows, action_dim = base.latent_shape
+    return LatentLayout(config.steer_mode, rows, action_dim, base.executed_rows, config.action_magnitude)
