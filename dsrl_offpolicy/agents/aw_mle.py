@@ -120,7 +120,7 @@ class AWMLEAgent(nn.Module):
             scores.append(base.q_values(part_features, chunk[:, base.critic_rows]))
         return torch.cat(scores, dim=1)
 
-    def pessimistic(self, q_heads: Float[Tensor, K * N]) -> Float[Tensor, "*N"]:
+    def pessimistic(self, q_heads: Float[Tensor, "K *N"]) -> Float[Tensor, "*N"]:
         """``mean_k - kappa * std_k`` (population standard deviation)."""
         return q_heads.mean(0) - self.kappa * q_heads.std(0, correction=0)
 
