@@ -93,6 +93,7 @@ class DSRLSACAgent(nn.Module):
         self.target_kl = target_kl
         self.backup_entropy = backup_entropy
         self.generator = generator
+        self._learning_rates = (actor_lr, critic_lr)
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=actor_lr, fused=True)
         self.critic_optimizer = torch.optim.Adam(self.critic.online.parameters(), lr=critic_lr, fused=True)
         self.temp_optimizer = torch.optim.Adam([self.log_alpha], lr=temp_lr) if learn_temperature else None
@@ -169,6 +170,13 @@ class DSRLSACAgent(nn.Module):
     def temperature_loss(self, cost: Float[Tensor, " B"]) -> Tensor:
         """``-log_alpha * (cost - target)``: alpha rises while the cost is above its target."""
         return -self.log_alpha * (cost.mean() - self.cost_target)
+
+    def scale_learning_rates(self, scale: float) -> None:
+        """Set the actor's and the critics' learning rates to ``scale`` times what they began with."""
+        optimizers = (self.actor_optimizer, self.critic_optimizer)
+        for optimizer, lr in zip(optimizers, self._learning_rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = scale * lr
 
     def act(
         self, features: Float[Tensor, "B D"], noise: Float[Tensor, "B T A"], deterministic: bool = False

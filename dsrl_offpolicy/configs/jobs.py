@@ -44,7 +44,7 @@ class TrackedConfig(JobConfig):
 class EvaluationConfig:
     """How a policy is evaluated."""
 
-    env_id: str = "lever-pull-v3"
+    env_id: str = "pick-place-v3"
     """A MetaWorld task or any Gymnasium id with a Box action space."""
     max_episode_steps: int | None = None
     """Env steps until truncation; default: the simulator's own limit."""
@@ -76,7 +76,7 @@ class SteeringConfig:
 class DemosConfig:
     """dsrl demos: demonstrations from MetaWorld's scripted experts, imperfect on purpose."""
 
-    env_id: str = "lever-pull-v3"
+    env_id: str = "pick-place-v3"
     """A MetaWorld task with a scripted expert."""
     out: Path | None = None
     """HDF5 file, which must not exist yet. Default: demos/<env_id>-seed<seed>.h5."""
@@ -84,15 +84,15 @@ class DemosConfig:
     """Seeds starts and errors."""
     episodes: int = 60
     """Demonstrations; failures are kept."""
-    demo_steps: int = 200
+    demo_steps: int = 150
     """Env steps after which an unsuccessful demonstrator gives up."""
-    action_noise: float = 0.2
+    action_noise: float = 0.1
     """Standard deviation of the noise on the expert's actions."""
     noise_correlation: float = 0.5
     """Of that noise from one env step to the next, in [0, 1)."""
-    wrong_goal_prob: float = 0.5
+    wrong_goal_prob: float = 0.4
     """Probability that an episode chases a wrong sub-goal."""
-    wrong_goal_offset: tuple[float, float, float] = (0.08, 0.0, 0.0)
+    wrong_goal_offset: tuple[float, float, float] = (0.06, 0.0, 0.0)
     """Metres by which such an episode misplaces the object."""
     wrong_goal_mirror: bool = False
     """Draw the sign of that offset at random for each such episode."""
@@ -102,7 +102,7 @@ class DemosConfig:
 class Stage0Config(TrackedConfig):
     """dsrl pretrain: the AWSC base policy and its action critic, from demonstrations."""
 
-    env_id: str = "lever-pull-v3"
+    env_id: str = "pick-place-v3"
     """Environment of the demonstrations; recorded in the checkpoint."""
     demo_path: Path | None = None
     """ManiSkill-layout HDF5 file (its JSON beside it)."""
@@ -242,6 +242,8 @@ class Stage2Config(TrackedConfig, EvaluationConfig, SteeringConfig):
     """Learning rate of Q^W."""
     temp_lr: float = 1e-4
     """Learning rate of log alpha."""
+    anneal_from: float = 1.0
+    """Fraction of total_timesteps from which actor_lr and critic_lr fall linearly to 0; 1 keeps them."""
     gamma: float = 0.99
     """Discount per env step."""
     tau: float = 0.005
@@ -264,6 +266,9 @@ class Stage2Config(TrackedConfig, EvaluationConfig, SteeringConfig):
     """Factor on rewards."""
     end_on_success: bool = True
     """Success terminates training episodes."""
+    train_episode_steps: int | None = None
+    """Env steps after which a training episode is truncated (it bootstraps; evaluations keep their own limit).
+    Default: max_episode_steps."""
     eval_freq: int = 10000
     """Env steps between evaluations."""
     eval_episodes: int = 20
@@ -294,7 +299,7 @@ class EvalConfig(JobConfig, EvaluationConfig):
 class QuickstartConfig:
     """dsrl quickstart: demonstrations, Stages 0, 1 and 2 and the final table, on one task."""
 
-    task: str = "lever-pull-v3"
+    task: str = "pick-place-v3"
     """MetaWorld task."""
     seed: int = 1
     """Seeds everything."""

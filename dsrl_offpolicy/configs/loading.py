@@ -33,7 +33,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         ("batch_size", "num_envs", "torch_threads", "log_freq", "num_candidates", "num_critics", "obs_horizon",
          "pred_horizon", "act_horizon", "total_iters", "total_timesteps", "replay_buffer_size", "max_decode",
          "verify_states", "verify_samples", "actor_update_every", "episodes", "demo_steps", "max_episode_steps",
-         "num_demos", "screening_episodes"),
+         "num_demos", "screening_episodes", "train_episode_steps"),
         _COUNT,
     ),
     **dict.fromkeys(
@@ -53,7 +53,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "critic_tau": _RATE,
     "budget": _RATE,
     "gamma": _RATE,
-    "wrong_goal_prob": (lambda x: 0 <= x <= 1, "a number in [0, 1]"),
+    **dict.fromkeys(("wrong_goal_prob", "anneal_from"), (lambda x: 0 <= x <= 1, "a number in [0, 1]")),
     "denoising_steps": _POWER_OF_TWO,
     "embed_dim": (lambda x: x >= 4 and x % 2 == 0, "an even number >= 4"),
 }  # fmt: skip

@@ -144,6 +144,7 @@ class Stage2:
                     collector.launch(policy if warm else warmup_source)
                 if warm and counters.burnin_steps < config.critic_burnin_steps:
                     self._burn_in()
+                self.agent.scale_learning_rates(self._lr_scale())
                 self._update(counters.owed(config.utd_ratio), tracker, progress)
                 if finished:
                     break
@@ -154,6 +155,12 @@ class Stage2:
         if self.config.warmup_policy == "stage1":
             return policy_source(self.agent.actor, deterministic=False)
         return squashed_prior_source(self.agent.layout)
+
+    def _lr_scale(self) -> float:
+        """1 until ``anneal_from``, then linearly to 0 at the end of the run."""
+        done = self.counters.env_steps / self.config.total_timesteps
+        left = 1 - self.config.anneal_from
+        return 1.0 if done <= self.config.anneal_from or left == 0 else max(0.0, (1 - done) / left)
 
     def _burn_in(self) -> None:
         while self.counters.burnin_steps < self.config.critic_burnin_steps:
@@ -243,7 +250,7 @@ def _training_env_spec(config: Stage2Config, base: ShortcutFlowPolicy) -> EnvSpe
         reward_mode=config.reward_mode,
         reward_scale=config.reward_scale,
         end_on_success=config.end_on_success,
-        max_episode_steps=config.max_episode_steps,
+        max_episode_steps=config.train_episode_steps or config.max_episode_steps,
         obs_horizon=base.obs_horizon,
         act_horizon=base.act_horizon,
         gamma=config.gamma,

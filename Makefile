@@ -1,0 +1,41 @@
+# Every target sets up its own virtual environment first. Variables to override:
+#   make quickstart TORCH=torch PYTHON=python3.12 ARGS="--task pick-place-v3 --seed 2"
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test test-slow check format clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/dsrl quickstart $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/pytest tests/ -v -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/pytest tests/ -v -m slow $(ARGS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Torch goes first and by version: left to itself, pip may fetch a build with gigabytes of CUDA libraries.
+$(VENV)/.installed: pyproject.toml
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV)
