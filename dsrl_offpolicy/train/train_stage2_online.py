@@ -85,6 +85,7 @@ class Stage2:
         self.best = -1.0
         self.evaluations: list[dict[str, float]] = []
         self.last_evaluation: EvaluationSummary | None = None
+        self._actor_metrics: dict[str, torch.Tensor] = {}
         self._rate_mark = (0.0, 0, 0)
 
     def run(self) -> Path:
@@ -135,10 +136,10 @@ class Stage2:
                 self.recent.extend(success for success, _, _ in collected.finished)
                 if warm:
                     counters.earning_transitions += collected.transitions
-                if eval_env is not None and counters.env_steps >= next_evaluation:
+                finished = counters.env_steps >= config.total_timesteps
+                if eval_env is not None and counters.env_steps >= next_evaluation and not finished:
                     self._evaluate(tracker, eval_env)
                     next_evaluation += config.eval_freq
-                finished = counters.env_steps >= config.total_timesteps
                 warm = counters.env_steps >= config.warmup_steps
                 if not finished:  # the environments work while the learner does
                     collector.launch(policy if warm else warmup_source)
@@ -174,9 +175,9 @@ class Stage2:
             with_actor = counters.gradient_steps % config.actor_update_every == 0
             metrics = self.agent.update(self.buffer.sample(config.batch_size), update_actor=with_actor)
             if with_actor:
-                self._last_metrics = metrics
+                self._actor_metrics = metrics
             if counters.gradient_steps % config.log_freq == 0:
-                self._log({**self._last_metrics, **metrics}, tracker, progress)
+                self._log({**self._actor_metrics, **metrics}, tracker, progress)
 
     def _log(self, metrics: dict[str, torch.Tensor], tracker: Run, progress: ProgressReport) -> None:
         counters = self.counters
@@ -193,9 +194,9 @@ class Stage2:
             "buffer_size": len(self.buffer),
         }
         row = tracker.log({**metrics, **training, **rates}, self._axes(), "train")
-        shown = {"success": row["train_success"], "q_mean": row["q_mean"], "alpha": row["alpha"]}
-        progress.report(counters.env_steps, {**shown, "env/s": rates["env_steps_per_s"],
-                                             "grad/s": rates["gradient_steps_per_s"]})  # fmt: skip
+        shown = {"success": row["train_success"], "q_mean": row["q_mean"], "alpha": row.get("alpha", "-")}
+        shown |= {"env/s": rates["env_steps_per_s"], "grad/s": rates["gradient_steps_per_s"]}
+        progress.report(counters.env_steps, shown)
 
     def _evaluate(self, tracker: Run, env: gym.vector.VectorEnv) -> None:
         config = self.config
@@ -314,6 +315,10 @@ def _start_from_stage1(
 
 def run(config: Stage2Config) -> Path:
     """Train. Returns the run folder."""
+    if config.warmup_steps >= config.total_timesteps:
+        raise InputError(
+            f"warmup_steps: expected below total_timesteps {config.total_timesteps}, got {config.warmup_steps}"
+        )
     return Stage2(config).run()
 
 
