@@ -195,7 +195,13 @@ class DSRLSACAgent(nn.Module):
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`training_state`."""
+        """The inverse of :meth:`training_state`.
+
+        Raises:
+            InputError: saved with a learned temperature and loaded without, or the reverse.
+        """
+        if (state["temp_optimizer"] is None) != (self.temp_optimizer is None):
+            raise InputError(f"learn_temperature: expected {state['temp_optimizer'] is not None} as when saved")
         self.load_state_dict(state["networks"])
         self.actor_optimizer.load_state_dict(state["actor_optimizer"])
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])

@@ -80,11 +80,8 @@ class MacroReplayBuffer:
         ``next_obs_features``, which must be those of the true last observation.
 
         Raises:
-            InputError: non-finite features or rewards.
+            InputError: non-finite features, latents or rewards; nothing is stored.
         """
-        for name, value in (("observation", next_obs_features), ("reward", reward)):
-            if not bool(torch.isfinite(value).all()):
-                raise InputError(f"environment: expected finite numbers, got NaN or infinity in {name}")
         added = {
             "obs_features": obs_features,
             "latent": latent,
@@ -95,6 +92,9 @@ class MacroReplayBuffer:
             "truncated": truncated,
             "n_steps": n_steps,
         }
+        for name in ("obs_features", "latent", "reward", "next_obs_features"):
+            if not bool(torch.isfinite(added[name]).all()):
+                raise InputError(f"replay buffer: expected finite numbers, got NaN or infinity in {name}")
         count = len(reward)
         index = (self.total_added + torch.arange(count, device=self.device)) % self.capacity
         for name, value in added.items():
@@ -126,16 +126,18 @@ class MacroReplayBuffer:
         return {**columns, "total_added": self.total_added, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`, into a buffer of the same capacity.
+        """The inverse of :meth:`state_dict`.
 
         Raises:
-            InputError: more transitions than fit.
+            InputError: more transitions than fit, or a full ring into a larger one (whose write position would
+                leave rows without data).
         """
         size = len(state["reward"])
-        if size > self.capacity:
-            raise InputError(f"replay_buffer_size: expected at least {size}, got {self.capacity}")
+        total = int(state["total_added"])
+        if size > self.capacity or size < min(total, self.capacity):
+            raise InputError(f"replay_buffer_size: expected {size} as when it was saved, got {self.capacity}")
         for name in self._FIELDS:
             getattr(self, name)[:size] = state[name].to(self.device)
         self.size = size
-        self.total_added = int(state["total_added"])
+        self.total_added = total
         self.generator.set_state(state["generator"].cpu())

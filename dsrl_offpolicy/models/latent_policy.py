@@ -44,9 +44,9 @@ class LatentPolicy(nn.Module):
     def forward(self, features: Float[Tensor, "B D"]) -> Gaussian:
         mean, raw = self.net(features).chunk(2, dim=-1)
         # A smooth bound that maps 0 to 0, so that the fresh policy has sigma = 1 exactly.
-        upper = LOG_SIGMA_MAX * torch.tanh(raw.clamp(min=0) / LOG_SIGMA_MAX)
-        lower = LOG_SIGMA_MIN * torch.tanh(raw.clamp(max=0) / LOG_SIGMA_MIN)
-        return Gaussian(mean, upper + lower)
+        above = LOG_SIGMA_MAX * torch.tanh(raw / LOG_SIGMA_MAX)
+        below = LOG_SIGMA_MIN * torch.tanh(raw / LOG_SIGMA_MIN)
+        return Gaussian(mean, torch.where(raw > 0, above, below))
 
     def squash(self, u: Float[Tensor, "*N L"]) -> Float[Tensor, "*N L"]:
         """From the pre-squash latent u to w."""

@@ -110,5 +110,6 @@ def integrate(
     x = noise
     step = torch.full((noise.shape[0],), 1 / steps, dtype=noise.dtype, device=noise.device)
     for i in range(steps):
-        x = x + network(x, step * i, step, features) / steps
+        # i / steps in double precision: `floor(100 t)` of the U-Net would feel float32's rounding of `step * i`.
+        x = x + network(x, torch.full_like(step, i / steps), step, features) / steps
     return x.clamp(-1, 1)

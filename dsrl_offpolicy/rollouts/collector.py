@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.contracts import BasePolicy, LatentSource
+from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED
 
@@ -121,6 +122,8 @@ class Collector:
         return self.env.step(self._pending)
 
     def _encode(self, obs: np.ndarray) -> Tensor:
+        if not np.isfinite(obs).all():
+            raise InputError("environment: expected finite observations, got NaN or infinity")
         with torch.no_grad():
             return self.base_policy.encode(torch.as_tensor(obs, device=self.device))
 
