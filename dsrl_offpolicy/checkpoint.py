@@ -20,11 +20,14 @@ def save_checkpoint(path: Path, kind: str, content: Mapping[str, Any]) -> None:
     """Write a checkpoint of a ``kind`` (``base_policy``, ``stage1``, ``stage2``), whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        torch.save({"format_version": FORMAT_VERSION, "kind": kind, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"format_version": FORMAT_VERSION, "kind": kind, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, kind: str, flag: str, device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -41,7 +44,8 @@ def load_checkpoint(path: Path, kind: str, flag: str, device: str | torch.device
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise InputError(f"{flag}: expected a {kind} checkpoint, {path} does not exist")
+        problem = "is not a file" if path.exists() else "does not exist"
+        raise InputError(f"{flag}: expected a {kind} checkpoint, {path} {problem}")
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -49,8 +53,8 @@ def load_checkpoint(path: Path, kind: str, flag: str, device: str | torch.device
             f"{flag}: expected a checkpoint of tensors, {path} holds other code or is damaged"
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        first = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{flag}: expected a {kind} checkpoint, {path} cannot be read: {first[0]}") from error
+        cause = type(error).__name__
+        raise InputError(f"{flag}: expected a {kind} checkpoint, {path} cannot be read ({cause})") from error
     found = content.get("kind") if isinstance(content, dict) else None
     if found != kind:
         raise InputError(f"{flag}: expected a {kind} checkpoint, {path} is {found or 'something else'}")

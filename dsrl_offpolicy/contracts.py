@@ -23,7 +23,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -85,6 +85,7 @@ class BasePolicy(ABC):
         return int(self.executed_rows.stop - self.executed_rows.start)
 
 
+@runtime_checkable
 class LatentSource(Protocol):
     """Anything that chooses latents: the prior, a constant, a latent policy.
 

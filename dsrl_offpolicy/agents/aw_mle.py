@@ -39,6 +39,7 @@ class AWMLEAgent(nn.Module):
         max_decode: latents decoded in one call at most; bounds memory.
         critic: the Q^W to distil into, or None.
         critic_lr: its learning rate.
+        distill_chunks: critic steps per policy step, on disjoint parts of its candidates.
         generator: source of all randomness, on ``device``.
         device: where it computes.
     """
@@ -60,6 +61,7 @@ class AWMLEAgent(nn.Module):
         generator: torch.Generator,
         critic: LatentCritic | None = None,
         critic_lr: float = 3e-4,
+        distill_chunks: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
@@ -67,6 +69,8 @@ class AWMLEAgent(nn.Module):
         self.layout = layout
         self.policy = LatentPolicy(base_policy.feature_dim, hidden_dims, layout)
         self.critic = critic
+        self.distill_chunks = distill_chunks
+        self._distilled = False
         self.num_candidates = num_candidates
         self.kappa = kappa
         self.baseline_temperature = baseline_temperature
@@ -86,11 +90,29 @@ class AWMLEAgent(nn.Module):
         u, latent, q_heads = self.candidates(features)
         loss, metrics = self.policy_loss(features, u, q_heads)
         gradient_step(self.optimizer, loss)
-        if self.critic is not None and self.critic_optimizer is not None:
-            loss = self.distillation_loss(features, latent, q_heads)
-            gradient_step(self.critic_optimizer, loss)
-            metrics["distill_loss"] = loss.detach()
+        if self.critic_optimizer is not None:
+            metrics["distill_loss"] = self._distill(self.critic_optimizer, features, latent, q_heads)
         return metrics
+
+    def _distill(
+        self,
+        optimizer: torch.optim.Optimizer,
+        features: Float[Tensor, "B D"],
+        latent: Float[Tensor, "M B L"],
+        q_heads: Float[Tensor, "K M B"],
+    ) -> Tensor:
+        """One pass over the candidates in ``distill_chunks`` gradient steps; the last one's loss."""
+        assert self.critic is not None
+        if not self._distilled:  # start at the mean of Q^A, far from which most of the training would be spent
+            self.critic.set_output_offset(q_heads.mean((1, 2)))
+            self._distilled = True
+        chunks = min(self.distill_chunks, self.num_candidates)
+        parts = zip(latent.chunk(chunks), q_heads.chunk(chunks, dim=1), strict=True)
+        loss = features.new_zeros(())
+        for part_latent, part_q in parts:
+            loss = self.distillation_loss(features, part_latent, part_q)
+            gradient_step(optimizer, loss)
+        return loss.detach()
 
     @torch.no_grad()
     def candidates(

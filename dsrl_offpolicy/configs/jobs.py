@@ -196,6 +196,8 @@ class Stage1Config(TrackedConfig, EvaluationConfig, SteeringConfig):
     """Also distil Q^W from Q^A, head by head."""
     critic_lr: float = 3e-4
     """Learning rate of the distilled Q^W."""
+    distill_chunks: int = 4
+    """Critic steps per policy step, on disjoint parts of its candidates."""
     held_out_fraction: float = 0.1
     """Share of the episodes kept for verification."""
     verify_states: int = 256
@@ -254,8 +256,8 @@ class Stage2Config(TrackedConfig, EvaluationConfig, SteeringConfig):
     """alpha at the start."""
     learn_temperature: bool = True
     """Adjust alpha to the target."""
-    target_entropy: float | None = None
-    """Nats of w; default (auto): -0.5 * latent_dim."""
+    target_entropy: float | Literal["auto"] = "auto"
+    """Nats of w; auto is -0.5 * latent_dim."""
     target_kl: float = 10.0
     """Nats from the prior that regularizer=kl allows."""
     backup_entropy: bool = True

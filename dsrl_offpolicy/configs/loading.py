@@ -33,7 +33,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         ("batch_size", "num_envs", "torch_threads", "log_freq", "num_candidates", "num_critics", "obs_horizon",
          "pred_horizon", "act_horizon", "total_iters", "total_timesteps", "replay_buffer_size", "max_decode",
          "verify_states", "verify_samples", "actor_update_every", "episodes", "demo_steps", "max_episode_steps",
-         "num_demos", "screening_episodes", "train_episode_steps"),
+         "num_demos", "screening_episodes", "train_episode_steps", "distill_chunks"),
         _COUNT,
     ),
     **dict.fromkeys(
@@ -57,6 +57,15 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "denoising_steps": _POWER_OF_TWO,
     "embed_dim": (lambda x: x >= 4 and x % 2 == 0, "an even number >= 4"),
 }  # fmt: skip
+
+
+JOB_RANGES: dict[tuple[str, str], tuple[Callable[[Any], bool], str]] = {
+    ("Stage1Config", "tau"): _POSITIVE,  # a temperature there
+    ("Stage2Config", "tau"): _RATE,  # a Polyak rate there
+    ("Stage1Config", "eval_episodes"): _COUNT,  # eval_freq 0 is how to leave evaluation out
+    ("Stage2Config", "eval_episodes"): _COUNT,
+}
+MAY_BE_INFINITE = ("action_magnitude", "advantage_temperature")
 
 
 def parse_job(job: type[Config], shipped_yaml: str, prog: str, argv: Sequence[str]) -> Config:
@@ -129,7 +138,7 @@ def _yaml_tokens(job: type, text: str, where: str) -> list[str]:
     return _mapping_tokens(job, content, where)
 
 
-def _mapping_tokens(job: type, content: Mapping[str, Any], where: str) -> list[str]:
+def _mapping_tokens(job: type, content: Mapping[Any, Any], where: str) -> list[str]:
     names = [f.name for f in fields(job)]
     tokens: list[str] = []
     for key, value in content.items():
@@ -172,12 +181,14 @@ def check_ranges(config: Any) -> None:
         value = getattr(config, f.name)
         if value is None:
             continue
-        if isinstance(value, float) and math.isnan(value):
-            raise InputError(f"{f.name}: expected a number, got nan")
-        if f.name in RANGES:
-            holds, expected = RANGES[f.name]
-            if not holds(value):
-                raise InputError(f"{f.name}: expected {expected}, got {value}")
+        for number in value if isinstance(value, tuple) else (value,):
+            infinite = isinstance(number, float) and not math.isfinite(number)
+            if infinite and (math.isnan(number) or f.name not in MAY_BE_INFINITE):
+                raise InputError(f"{f.name}: expected a finite number, got {number}")
+        key = (type(config).__name__, f.name)
+        holds, expected = JOB_RANGES.get(key) or RANGES.get(f.name) or (None, "")
+        if holds is not None and not holds(value):
+            raise InputError(f"{f.name}: expected {expected}, got {value}")
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:

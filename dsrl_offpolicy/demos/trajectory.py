@@ -78,7 +78,9 @@ def read_demonstrations(path: Path, *, need_rewards: bool = False, limit: int | 
             names = sorted((n for n in file if _index(n) is not None), key=lambda n: _index(n) or 0)
             if not names:
                 raise InputError(f"{path}: expected groups traj_0, traj_1, ..., got {list(file)[:3]}")
-            trajectories = tuple(_read_trajectory(path, name, file[name], need_rewards) for name in names[:limit])
+            trajectories = tuple(
+                _read_trajectory(path, name, _group(path, file, name), need_rewards) for name in names[:limit]
+            )
     except OSError as error:
         raise InputError(f"{path}: expected a readable HDF5 file, got: {error}") from error
     widths = {(t.obs.shape[1], t.actions.shape[1]) for t in trajectories}
@@ -105,6 +107,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(meta, dict) or not isinstance(meta.get("env_info"), dict):
         raise InputError(f"{companion}: expected an object with env_info, got none")
     return meta
+
+
+def _group(path: Path, file: h5py.File, name: str) -> h5py.Group:
+    group = file[name]
+    if not isinstance(group, h5py.Group):
+        raise InputError(f"{path}: {name}: expected a group, got a data set")
+    return group
 
 
 def _read_trajectory(path: Path, name: str, group: h5py.Group, need_rewards: bool) -> Trajectory:
@@ -141,19 +150,36 @@ def _read_trajectory(path: Path, name: str, group: h5py.Group, need_rewards: boo
     )
 
 
+def check_new_file(path: Path) -> None:
+    """Refuse an HDF5 path at which demonstrations would write over something.
+
+    Raises:
+        InputError: the file or its JSON exists, both are one, or its folder cannot be one.
+    """
+    if path.suffix == ".json":
+        raise InputError(f"out: expected an HDF5 file (.h5) that has its JSON beside it, got {path}")
+    for file in (path, path.with_suffix(".json")):
+        if file.exists():
+            raise InputError(f"out: expected a new file, {file} exists")
+    for parent in path.parents:
+        if parent.exists() and not parent.is_dir():
+            raise InputError(f"out: expected a folder to write to, {parent} is a file")
+
+
 def write_demonstrations(
     path: Path, trajectories: Sequence[Trajectory], env_info: dict[str, Any], seeds: Sequence[int]
 ) -> None:
     """Write trajectories in the layout that :func:`read_demonstrations` reads.
 
     Raises:
-        InputError: the file exists (nothing is written over).
+        InputError: the file or its JSON exists (nothing is written over), or it cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_new_file(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = h5py.File(path, "x")
-    except FileExistsError as error:
-        raise InputError(f"out: expected a new file, {path} exists") from error
+    except OSError as error:
+        raise InputError(f"out: expected a file that can be made, {path}: {error}") from error
     episodes = []
     with file:
         for i, (trajectory, seed) in enumerate(zip(trajectories, seeds, strict=True)):

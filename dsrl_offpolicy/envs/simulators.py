@@ -61,10 +61,11 @@ def _make_metaworld(task: str, max_episode_steps: int | None) -> gym.Env:
 def _make_registered(env_id: str, max_episode_steps: int | None) -> gym.Env:
     try:
         return gym.make(env_id, max_episode_steps=max_episode_steps, disable_env_checker=True)
-    except gym.error.DeprecatedEnv as error:
-        raise InputError(f"env_id: {error}") from error
-    except (gym.error.UnregisteredEnv, gym.error.NamespaceNotFound, ModuleNotFoundError) as error:
+    except (gym.error.Error, ImportError) as error:
         known = [*metaworld_tasks(), *gym.registry]
+        if env_id in known:
+            cause = " ".join(str(error).split())
+            raise InputError(f"env_id: expected an environment that can be made, {env_id}: {cause}") from error
         close = difflib.get_close_matches(env_id, known, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise InputError(

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 
 import gymnasium as gym
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
 from dsrl_offpolicy.envs.macro_step import MacroStepEnv
 from dsrl_offpolicy.envs.simulators import make_env
@@ -21,15 +21,13 @@ def make_macro_env(spec: EnvSpec) -> MacroStepEnv:
     return MacroStepEnv(make_env(spec), spec)
 
 
-def make_vector_env(spec: EnvSpec, num_envs: int, *, processes: bool = True) -> VectorEnv:
+def make_vector_env(spec: EnvSpec, num_envs: int) -> AsyncVectorEnv:
     """``num_envs`` macro-step environments that never reset by themselves.
 
     Reset the ended ones with ``reset(seed=[...], options={"reset_mask": mask})``. Each process is held to one
     thread; processes are started by ``forkserver`` because simulators hang or crash after a ``fork``.
     """
     make = functools.partial(make_macro_env, spec)
-    if not processes:
-        return SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
     before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
     try:

@@ -61,6 +61,13 @@ class LatentCritic(nn.Module):
         """``target <- (1 - tau) target + tau online``."""
         torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), polyak_tau)
 
+    @torch.no_grad()
+    def set_output_offset(self, offset: Float[Tensor, " K"]) -> None:
+        """Set the last layer's bias of every online head."""
+        last = self.online.net[-1]
+        assert isinstance(last, EnsembleLinear)
+        last.bias.copy_(offset.view(-1, 1, 1))
+
     def synchronise_target(self) -> None:
         """Copy the online critics into the targets (after the online ones were set from elsewhere)."""
         self.target.load_state_dict(self.online.state_dict())

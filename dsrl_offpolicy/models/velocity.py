@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.models.layers import SinusoidalEmbedding, mlp
-from dsrl_offpolicy.models.unet1d import ConditionalUnet1d
+from dsrl_offpolicy.models.unet1d import GROUPS, ConditionalUnet1d
 
 VelocityKind = Literal["mlp", "unet"]
 
@@ -68,6 +68,8 @@ class UNetVelocity(nn.Module):
                 f"pred_horizon: expected a multiple of {divisor} for a U-Net of {len(widths)} levels, "
                 f"got {pred_horizon}"
             )
+        if any(width % GROUPS for width in widths):
+            raise InputError(f"velocity_widths: expected multiples of {GROUPS} for a U-Net, got {list(widths)}")
         self.use_step_size = use_step_size
         self.unet = ConditionalUnet1d(action_dim, feature_dim, widths, embed_dim)
         self.step_size_embed = nn.Sequential(nn.Linear(1, embed_dim), nn.Mish(), nn.Linear(embed_dim, embed_dim))

@@ -110,6 +110,7 @@ class Collector:
         self._latent = None
         return Collected(self.env.num_envs, int(np.sum(info["n_steps"])), finished)
 
+    # Vector environments in this process (a simulator that is batched itself) have no asynchronous step.
     def _send(self, actions: np.ndarray) -> None:
         if hasattr(self.env, "step_async"):
             self.env.step_async(actions)

@@ -24,7 +24,7 @@ from dsrl_offpolicy.models.latent_sources import constant_source, policy_source,
 from dsrl_offpolicy.seeding import torch_generator
 from dsrl_offpolicy.tracking import ProgressReport, Run, create_run_folder
 from dsrl_offpolicy.train.steering_files import load_steering
-from dsrl_offpolicy.train.wiring import base_env_spec, check_fit, command, load_base, start_torch
+from dsrl_offpolicy.train.wiring import base_env_spec, check_fit, command, load_base, note_other_task, start_torch
 
 FIRST_SCREENING_SEED = 500_000
 """Number of the first evaluation start on which constant vectors are screened: apart from the table's starts."""
@@ -38,6 +38,7 @@ def run(config: EvalConfig) -> Path:
     check_fit(base.spec, env_spec)
     sources = _sources(config, base, device)
     folder = create_run_folder(config.out, f"dsrl_offpolicy_eval-{config.env_id}-seed{config.seed}")
+    note_other_task(base.spec, config.env_id)
     with Run(folder, config) as tracker:
         env = make_vector_env(env_spec, config.num_envs)
         try:

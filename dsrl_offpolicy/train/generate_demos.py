@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from dsrl_offpolicy.configs.jobs import DemosConfig
 from dsrl_offpolicy.demos.scripted import Imperfection, ScriptedExpert, record_episode
-from dsrl_offpolicy.demos.trajectory import Trajectory, write_demonstrations
+from dsrl_offpolicy.demos.trajectory import Trajectory, check_new_file, write_demonstrations
 from dsrl_offpolicy.envs.simulators import make_env, metaworld_tasks
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError
@@ -21,16 +22,27 @@ CONTROL_MODE = "pd_ee_delta_pos"
 """What MetaWorld's actions are: a displacement of the gripper and its opening."""
 
 
+def check_task(flag: str, task: str) -> None:
+    """Refuse what is no MetaWorld task.
+
+    Raises:
+        InputError: naming the nearest task.
+    """
+    tasks = metaworld_tasks()
+    if task not in tasks:
+        close = difflib.get_close_matches(task, tasks, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise InputError(f"{flag}: expected a MetaWorld task with a scripted expert, got {task!r}{hint}")
+
+
 def run(config: DemosConfig) -> Path:
     """Record ``config.episodes`` demonstrations and write HDF5 and JSON. Returns the HDF5's path.
 
     Rewards are the simulator's dense ones; the sparse ones follow from ``success``.
     """
-    if config.env_id not in metaworld_tasks():
-        raise InputError(f"env_id: expected a MetaWorld task with a scripted expert, got {config.env_id!r}")
+    check_task("env_id", config.env_id)
     path = config.out or Path("demos") / f"{config.env_id}-seed{config.seed}.h5"
-    if path.exists():
-        raise InputError(f"out: expected a new file, {path} exists")
+    check_new_file(path)
     env = make_env(EnvSpec(config.env_id, reward_mode="dense", end_on_success=True))
     imperfection = Imperfection(
         config.action_noise,

@@ -17,6 +17,7 @@ from dsrl_offpolicy.configs.jobs import Stage0Config
 from dsrl_offpolicy.demos.trajectory import Demonstrations, read_demonstrations
 from dsrl_offpolicy.demos.windows import Windows, WindowSpec, cut_windows
 from dsrl_offpolicy.envs.vector import make_vector_env
+from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, summarise
 from dsrl_offpolicy.models.latent_sources import prior_source
 from dsrl_offpolicy.seeding import torch_generator
@@ -29,6 +30,8 @@ def run(config: Stage0Config) -> Path:
     device = start_torch(config)
     path = require_file(config.demo_path, "demo_path", "an HDF5 file of demonstrations (dsrl demos writes one)")
     demos = read_demonstrations(path, need_rewards=config.reward_mode == "dense", limit=config.num_demos)
+    if demos.env_id and demos.env_id != config.env_id:
+        raise InputError(f"env_id: expected {demos.env_id} as in the demonstrations, got {config.env_id}")
     spec = base_spec(config, demos)
     windows = cut_windows(demos.trajectories, demos.control_mode, window_spec(spec))
     states = np.concatenate([t.obs for t in demos.trajectories])

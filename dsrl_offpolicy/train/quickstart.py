@@ -43,11 +43,12 @@ SCALED = {
 }
 """What ``--budget`` multiplies."""
 
-MINIMUM = {"episodes": 4, "eval_episodes": 4, "total_timesteps": 400, "screening_episodes": 2, "eval_freq": 1}
+MINIMUM = {"episodes": 4, "eval_episodes": 4, "total_timesteps": 400, "screening_episodes": 2, "eval_freq": 200}
 
 
 def run(config: QuickstartConfig) -> Path:
     """Run every stage into one folder and print the final table. Returns the run folder."""
+    generate_demos.check_task("task", config.task)
     folder = create_run_folder(config.out, f"quickstart-{config.task}-seed{config.seed}")
     with Run(folder, config) as tracker:
         demo_path = generate_demos.run(

@@ -32,6 +32,7 @@ from dsrl_offpolicy.train.wiring import (
     check_fit,
     command,
     load_base,
+    note_other_task,
     require_file,
     start_torch,
 )
@@ -47,6 +48,7 @@ def run(config: Stage1Config) -> Path:
     if config.eval_freq:
         check_fit(base.spec, env_spec)
     folder = create_run_folder(config.out, f"dsrl_offpolicy_stage1-{config.env_id}-seed{config.seed}")
+    note_other_task(base.spec, config.env_id)
     with Run(folder, config, track=config.track, wandb_project=config.wandb_project) as tracker:
         env = make_vector_env(env_spec, config.num_envs) if config.eval_freq else None
         try:
@@ -114,6 +116,7 @@ def _build_agent(config: Stage1Config, base: ShortcutFlowPolicy, device: torch.d
         max_decode=config.max_decode,
         critic=critic,
         critic_lr=config.critic_lr,
+        distill_chunks=config.distill_chunks,
         generator=torch_generator(config.seed, "stage1", device),
         device=device,
     )

@@ -34,6 +34,7 @@ from dsrl_offpolicy.train.wiring import (
     check_fit,
     command,
     load_base,
+    note_other_task,
     start_torch,
 )
 
@@ -92,6 +93,7 @@ class Stage2:
         """Train to ``total_timesteps``. Returns the run folder."""
         config = self.config
         folder = create_run_folder(config.out, f"dsrl_offpolicy_stage2-{config.env_id}-seed{config.seed}")
+        note_other_task(self.base.spec, config.env_id)
         with Run(folder, config, track=config.track, wandb_project=config.wandb_project) as tracker:
             env = make_vector_env(self.env_spec, config.num_envs)
             evaluation_spec = base_env_spec(
@@ -276,7 +278,7 @@ def _build_agent(config: Stage2Config, base: ShortcutFlowPolicy, device: torch.d
         regularizer=config.regularizer,
         init_temperature=config.init_temperature,
         learn_temperature=config.learn_temperature,
-        target_entropy=config.target_entropy,
+        target_entropy=None if config.target_entropy == "auto" else config.target_entropy,
         target_kl=config.target_kl,
         backup_entropy=config.backup_entropy,
         generator=torch_generator(config.seed, "stage2", device),

@@ -115,9 +115,13 @@ def check_fit(spec: ShortcutFlowSpec, env_spec: EnvSpec) -> EnvFacts:
                 f"awsc_checkpoint: expected {expected} {what} for {env_spec.env_id}, got {found} "
                 f"(trained on {spec.env_id})"
             )
-    if spec.env_id != env_spec.env_id:
-        print(f"note: the base policy was trained on {spec.env_id}, not {env_spec.env_id}", file=sys.stderr)
     return facts
+
+
+def note_other_task(spec: ShortcutFlowSpec, env_id: str) -> None:
+    """Tell the user, once the job has begun, that the base policy was trained on another task."""
+    if spec.env_id != env_id:
+        print(f"note: the base policy was trained on {spec.env_id}, not {env_id}", file=sys.stderr)
 
 
 def build_layout(base: ShortcutFlowPolicy, config: SteeringConfig) -> LatentLayout:

@@ -1,0 +1,109 @@
+"""What several tests share: checked shapes, the shared folder, commands, and a chain of tiny trained stages."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+
+def _check_shapes_at_run_time() -> None:
+    """Every annotated call of the package is checked by beartype, shapes included (only under pytest).
+
+    Must run before anything imports the package.
+    """
+    import jaxtyping
+
+    jaxtyping.install_import_hook("dsrl_offpolicy", "beartype.beartype")
+    import torch
+
+    torch.set_num_threads(1)
+
+
+_check_shapes_at_run_time()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def error_lines(self) -> list[str]:
+        """The lines on standard error."""
+        return self.err.splitlines()
+
+
+def run_dsrl(argv: Sequence[object]) -> Outcome:
+    """``dsrl ARGV`` in this process; an exception other than the interpreter's exit is a traceback for a user."""
+    from dsrl_offpolicy.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main([str(a) for a in argv])
+        except SystemExit as leaving:
+            status = int(leaving.code or 0)
+    return Outcome(status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def run_command() -> Callable[[Sequence[object]], Outcome]:
+    """Runs ``dsrl`` in this process and tells status, output and errors."""
+    return run_dsrl
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder ``shared`` beside the checkout, with real demonstrations and reference files."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"needs the folder {folder} (real demonstrations), which this machine does not have")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six short lever-pull demonstrations, by ``dsrl demos``."""
+    from tiny_worlds import TASK
+
+    path = tmp_path_factory.mktemp("demos") / "tiny.h5"
+    done = run_dsrl(["demos", "--env_id", TASK, "--out", path, "--episodes", 6, "--demo_steps", 90])
+    assert done.status == 0, done.err
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_stage0(tiny_demos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of a hardly trained base policy, by ``dsrl pretrain``."""
+    from tiny_worlds import TINY_BASE
+
+    folder = tmp_path_factory.mktemp("stage0") / "run"
+    done = run_dsrl(["pretrain", "--demo_path", tiny_demos, "--out", folder, *TINY_BASE])
+    assert done.status == 0, done.err
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tiny_stage0: Path) -> Path:
+    """Checkpoint of that base policy."""
+    return tiny_stage0 / "checkpoints" / "last.pt"
+
+
+@pytest.fixture(scope="session")
+def tiny_stage1(tiny_demos: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of a hardly trained latent policy, by ``dsrl stage1``."""
+    from tiny_worlds import TINY_STAGE1
+
+    folder = tmp_path_factory.mktemp("stage1") / "run"
+    files = ["--demo_path", tiny_demos, "--awsc_checkpoint", tiny_base, "--out", folder]
+    done = run_dsrl(["stage1", *files, *TINY_STAGE1])
+    assert done.status == 0, done.err
+    return folder

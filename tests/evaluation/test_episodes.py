@@ -1,0 +1,127 @@
+"""One outcome per seed, whatever runs beside it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny_worlds import CountingEnv, HalvingPolicy, counting_spec, counting_vector
+
+from dsrl_offpolicy.envs.spec import EnvSpec
+from dsrl_offpolicy.envs.vector import make_vector_env
+from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes
+from dsrl_offpolicy.models.latent_sources import constant_source, prior_source
+from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED
+
+
+class _NoiseReturn(CountingEnv):
+    """Rewards the action itself, so that the return tells which noise an episode met."""
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, float(action[0]), *rest
+
+
+def _evaluate(slots: int, seeds: list[int], kind=CountingEnv, **settings):
+    envs = [kind(**settings) for _ in range(slots)]
+    return run_episodes(counting_vector(envs, counting_spec()), HalvingPolicy(), prior_source(), seeds), envs
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 8])
+def test_one_outcome_per_seed_in_the_order_of_the_seeds(slots):
+    seeds = [9, 4, 7, 5, 6]
+    outcomes, _ = _evaluate(slots, seeds, terminate_at=2, varied=5)  # 2 + seed % 5 env steps
+    assert [o.seed for o in outcomes] == seeds
+    assert [o.length for o in outcomes] == [6, 6, 4, 2, 3]
+    assert [o.episode_return for o in outcomes] == [21, 21, 10, 3, 6]  # 1 + 2 + ... + length
+
+
+def test_noise_of_an_episode_depends_on_its_seed_and_not_on_its_slot():
+    seeds = [21, 22, 23, 24, 25]
+    results = [_evaluate(slots, seeds, _NoiseReturn, terminate_at=3, varied=4)[0] for slots in (1, 2, 4, 7)]
+    for other in results[1:]:
+        assert other == results[0]
+    assert len({o.episode_return for o in results[0]}) == len(seeds)  # the seeds' noises differ
+    backwards = _evaluate(2, seeds[::-1], _NoiseReturn, terminate_at=3, varied=4)[0]
+    assert backwards[::-1] == results[0]
+
+
+def test_every_policy_meets_the_same_noise():
+    def noises(scale):
+        seen = []
+
+        def listen(features, noise):
+            seen.append(noise.clone())
+            return noise * scale
+
+        run_episodes(counting_vector([CountingEnv(truncate_at=4)], counting_spec()), HalvingPolicy(), listen, [3])
+        return torch.stack(seen)
+
+    assert torch.equal(noises(1.0), noises(0.0))
+
+
+def test_a_slot_without_a_waiting_seed_is_not_restarted():
+    _, envs = _evaluate(2, [1, 2, 3], terminate_at=3)
+    assert sorted(env.resets for env in envs) == [1, 2]
+
+
+def test_fewer_seeds_than_slots():
+    outcomes, _ = _evaluate(3, [5], truncate_at=3)
+    assert [(o.seed, o.length) for o in outcomes] == [(5, 3)]
+
+
+def test_success_once_and_at_the_end_are_told_apart():
+    outcomes, _ = _evaluate(1, [1], truncate_at=4, success_at=[2])
+    assert (outcomes[0].success_once, outcomes[0].success_at_end) == (True, False)
+    outcomes, _ = _evaluate(1, [1], truncate_at=4, success_at=[4])
+    assert (outcomes[0].success_once, outcomes[0].success_at_end) == (True, True)
+    outcomes, _ = _evaluate(1, [1], truncate_at=4)
+    assert (outcomes[0].success_once, outcomes[0].success_at_end) == (False, False)
+
+
+def test_an_environment_can_be_used_for_several_evaluations():
+    env = counting_vector([CountingEnv(terminate_at=3, varied=3) for _ in range(2)], counting_spec())
+    first, second = (run_episodes(env, HalvingPolicy(), prior_source(), [3, 4, 5]) for _ in range(2))
+    assert first == second
+
+
+def test_evaluation_starts_are_apart_from_those_of_training():
+    assert evaluation_seeds(3) == [FIRST_EVALUATION_SEED + i for i in range(3)]
+    assert not set(evaluation_seeds(100)) & set(evaluation_seeds(10, first=500_000))
+
+
+def test_real_metaworld_in_and_out_of_processes():
+    spec = EnvSpec("lever-pull-v3", max_episode_steps=20, obs_horizon=1, act_horizon=8)
+    seeds = evaluation_seeds(3)
+    policy = _WidePolicy()
+    results = []
+    for processes in (True, False):
+        env = make_vector_env(spec, 2 if processes else 1, processes=processes)
+        try:
+            results.append(run_episodes(env, policy, constant_source(torch.full((8, 4), 0.5)), seeds))
+        finally:
+            env.close()
+    assert results[0] == results[1]
+    assert [o.length for o in results[0]] == [20, 20, 20]  # two whole chunks and a half
+    assert [o.episode_return for o in results[0]] == [-20, -20, -20]
+    assert not any(o.success_once for o in results[0])
+
+
+class _WidePolicy(HalvingPolicy):
+    def __init__(self) -> None:
+        super().__init__(state_dim=39, obs_horizon=1, rows=8, act_horizon=8)
+        self.latent_shape = (8, 4)
+        self.executed_rows = slice(0, 8)
+
+
+def test_frames_reach_the_policy_oldest_first():
+    seen = []
+
+    class _Listening(HalvingPolicy):
+        def encode(self, obs):
+            seen.append(np.asarray(obs)[0].tolist())
+            return super().encode(obs)
+
+    env = counting_vector([CountingEnv(truncate_at=4)], counting_spec())
+    run_episodes(env, _Listening(), prior_source(), [6])
+    assert seen == [[[6, 0], [6, 0]], [[6, 1], [6, 2]]]

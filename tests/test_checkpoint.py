@@ -1,0 +1,141 @@
+"""Checkpoint files: whole or not at all, tensors only, and errors that name what does not fit."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dsrl_offpolicy.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from dsrl_offpolicy.errors import InputError
+
+CONTENT = {"weights": {"a": torch.arange(3.0)}, "steps": 7, "name": "x"}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "deep" / "last.pt"
+    save_checkpoint(path, "stage1", CONTENT)
+    return path
+
+
+def _refused(path: Path, kind: str = "stage1") -> str:
+    with pytest.raises(InputError) as error:
+        load_checkpoint(path, kind, "stage1_checkpoint")
+    message = str(error.value)
+    assert message.startswith("stage1_checkpoint: expected") and "\n" not in message
+    assert str(path) in message
+    return message
+
+
+def test_what_is_saved_is_loaded(file):
+    content = load_checkpoint(file, "stage1", "stage1_checkpoint")
+    assert content["steps"] == 7 and content["name"] == "x" and content["kind"] == "stage1"
+    assert torch.equal(content["weights"]["a"], torch.arange(3.0))
+
+
+def test_missing_file(tmp_path):
+    assert "does not exist" in _refused(tmp_path / "nowhere.pt")
+
+
+def test_wrong_kind_names_both(file):
+    message = _refused(file, "base_policy")
+    assert "base_policy" in message and "stage1" in message.removeprefix("stage1_checkpoint")
+
+
+def test_another_format_version(file):
+    content = torch.load(file, weights_only=True)
+    torch.save({**content, "format_version": 99}, file)
+    assert "99" in _refused(file)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"weights": 1}, torch.zeros(2)])
+def test_a_torch_file_that_is_no_checkpoint(tmp_path, content):
+    path = tmp_path / "other.pt"
+    torch.save(content, path)
+    _refused(path)
+
+
+class _Code:
+    def __reduce__(self):
+        return os.mkdir, ("executed_by_the_pickle",)
+
+
+def test_pickled_code_is_refused_and_not_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path, save in ((tmp_path / "torch.pt", torch.save), (tmp_path / "plain.pt", _pickle)):
+        save({"kind": "stage1", "format_version": 1, "weights": _Code()}, path)
+        assert "code" in _refused(path)
+    assert not (tmp_path / "executed_by_the_pickle").exists()
+
+
+def _pickle(content, path: Path) -> None:
+    path.write_bytes(pickle.dumps(content))
+
+
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.99])
+def test_truncated_file(file, part):
+    data = file.read_bytes()
+    file.write_bytes(data[: int(part * len(data))])
+    _refused(file)
+
+
+@pytest.mark.parametrize("text", ["hello", "x", "kind: stage1\n", "\x00\x01\x02"])
+def test_a_file_that_is_something_else_entirely(tmp_path, text):
+    path = tmp_path / "notes.pt"
+    path.write_text(text)
+    _refused(path)
+
+
+def test_saving_leaves_nothing_beside_the_file_and_replaces_it_whole(file):
+    save_checkpoint(file, "stage1", {"steps": 8})
+    assert [p.name for p in file.parent.iterdir()] == ["last.pt"]
+    assert load_checkpoint(file, "stage1", "x")["steps"] == 8
+    assert "weights" not in load_checkpoint(file, "stage1", "x")
+
+
+def test_a_save_that_fails_keeps_the_old_file_and_leaves_nothing_behind(file, monkeypatch):
+    def fail(content, handle):
+        handle.write(b"half of a file")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="no space"):
+        save_checkpoint(file, "stage1", {"steps": 8})
+    monkeypatch.undo()
+    assert load_checkpoint(file, "stage1", "x")["steps"] == 7
+    assert [p.name for p in file.parent.iterdir()] == ["last.pt"]
+
+
+def _weights(**changes) -> dict[str, torch.Tensor]:
+    return {**nn.Linear(3, 2).state_dict(), **changes}
+
+
+def test_weights_that_fit_are_loaded():
+    module, weights = nn.Linear(3, 2), _weights()
+    load_weights(module, weights, "here")
+    assert torch.equal(module.weight, weights["weight"])
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        (_weights(weight=torch.zeros(2, 5)), ["weight", "(2, 3)", "(2, 5)"]),
+        ({"weight": torch.zeros(2, 3)}, ["bias", "(2,)", "none"]),
+        (_weights(extra=torch.zeros(4)), ["extra", "none", "(4,)"]),
+    ],
+)
+def test_the_tensor_that_does_not_fit_is_named(weights, words):
+    module = nn.Linear(3, 2)
+    before = module.weight.clone()
+    with pytest.raises(InputError) as error:
+        load_weights(module, weights, "here")
+    message = str(error.value)
+    assert message.startswith("here: tensor") and "\n" not in message
+    for word in words:
+        assert word in message
+    assert torch.equal(module.weight, before)  # all or nothing
