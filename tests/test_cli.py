@@ -197,7 +197,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Files], list[object]], list[str]]] = {
     ),
     "unknown env, pretrain": (
         lambda f: _pretrain(f, "--eval_episodes", 2, "--env_id", "lever-pul-v3"),
-        ["did you mean lever-pull-v3?"],
+        ["expected lever-pull-v3 as in the demonstrations", "got lever-pul-v3"],
     ),
     "unknown env, demos": (lambda f: ["demos", "--env_id", "lever-pul-v3"], ["env_id", "'lever-pul-v3'"]),
     "unknown task, quickstart": (lambda f: ["quickstart", "--task", "lever-pul-v3"], ["'lever-pul-v3'"]),

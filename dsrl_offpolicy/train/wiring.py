@@ -14,7 +14,7 @@ import torch
 from dsrl_offpolicy.base_policies.loading import load_base_policy
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, ShortcutFlowSpec
 from dsrl_offpolicy.configs.jobs import JobConfig, SteeringConfig
-from dsrl_offpolicy.configs.loading import parse_job
+from dsrl_offpolicy.configs.loading import check_ranges, parse_job
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.vector import EnvFacts, inspect_env
 from dsrl_offpolicy.errors import InputError
@@ -50,11 +50,12 @@ def command(job: type[Config], shipped_yaml: str, name: str) -> Callable[[Callab
 
 
 def start_torch(config: JobConfig) -> torch.device:
-    """Seed, set threads, choose the device.
+    """Check the settings, seed, set threads, choose the device: how every job begins.
 
     Raises:
-        InputError: a device that is not there.
+        InputError: a setting out of range, or a device that is not there.
     """
+    check_ranges(config)
     torch.set_num_threads(config.torch_threads)
     seed_everything(config.seed)
     name = config.device
