@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import sys
 
-import psutil
-import torch
-
-from dsrl_offpolicy.configs.jobs import Stage2Config
-from dsrl_offpolicy.configs.loading import parse_job
-from dsrl_offpolicy.envs.vector import make_vector_env
-from dsrl_offpolicy.train.train_stage2_online import Stage2
-
 BLOCK = 10_000
 
 
 def main() -> int:
     """Measure and print."""
+    # Inside, as in the `dsrl` command: environment processes import the main module and need none of this.
+    import psutil
+    import torch
+
+    from dsrl_offpolicy.configs.jobs import Stage2Config
+    from dsrl_offpolicy.configs.loading import parse_job
+    from dsrl_offpolicy.envs.vector import make_vector_env
+    from dsrl_offpolicy.train.train_stage2_online import Stage2
+
     config = parse_job(Stage2Config, "stage2_online.yaml", "stage2_memory", sys.argv[1:])
     stage2 = Stage2(config)
     buffer, width = stage2.buffer, stage2.base.feature_dim

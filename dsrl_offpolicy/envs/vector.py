@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
 from dataclasses import dataclass
 
@@ -31,6 +32,10 @@ def make_vector_env(spec: EnvSpec, num_envs: int) -> AsyncVectorEnv:
     before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
     try:
+        # Imported once in the server that forks the workers: they start sooner and share those pages.
+        multiprocessing.get_context("forkserver").set_forkserver_preload(
+            ["dsrl_offpolicy.envs.vector", "metaworld"]
+        )
         return AsyncVectorEnv([make] * num_envs, context="forkserver", autoreset_mode=AutoresetMode.DISABLED)
     finally:
         for name, value in before.items():

@@ -1,0 +1,38 @@
+"""Does a freshly initialised latent policy act as the base policy does?
+
+    python benchmarks/fresh_policy.py --awsc_checkpoint runs/.../stage0/checkpoints/last.pt [--episodes 100]
+
+Takes the settings of `dsrl eval`. Success over the same episodes and the same noise, with 95 % Wilson intervals.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> int:
+    """Measure and print."""
+    # Inside, as in the `dsrl` command: environment processes import the main module and need none of this.
+    from dsrl_offpolicy.configs.jobs import EvalConfig, SteeringConfig
+    from dsrl_offpolicy.configs.loading import parse_job
+    from dsrl_offpolicy.envs.vector import make_vector_env
+    from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, summarise
+    from dsrl_offpolicy.models.latent_policy import LatentPolicy
+    from dsrl_offpolicy.models.latent_sources import policy_source, prior_source
+    from dsrl_offpolicy.train.wiring import base_env_spec, build_layout, load_base, start_torch
+
+    config = parse_job(EvalConfig, "eval.yaml", "fresh_policy", sys.argv[1:])
+    base = load_base(config.awsc_checkpoint, start_torch(config))
+    steering = SteeringConfig()
+    policy = LatentPolicy(base.feature_dim, steering.actor_hidden_dims, build_layout(base, steering))
+    sources = {"base": prior_source(), "fresh policy": policy_source(policy, deterministic=False)}
+    env = make_vector_env(base_env_spec(base.spec, config.env_id, config.max_episode_steps, True), config.num_envs)
+    for name, source in sources.items():
+        rate = summarise(run_episodes(env, base, source, evaluation_seeds(config.episodes))).success_once
+        print(f"{name}: {100 * rate.value:.0f} % [{100 * rate.low:.0f}, {100 * rate.high:.0f}]")
+    env.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
