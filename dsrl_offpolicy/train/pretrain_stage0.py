@@ -63,17 +63,7 @@ def run(config: Stage0Config) -> Path:
                 if step % config.log_freq == 0 or step == config.total_iters:
                     row = tracker.log(metrics, {"gradient_steps": step})
                     progress.report(step, {k: row[k] for k in ("flow_loss", "critic_loss", "q_mean")})
-        content = {
-            "spec": spec.to_plain(),
-            "encoder": encoder.state_dict(),
-            "velocity_net": agent.velocity_net.state_dict(),
-            "velocity_net_ema": agent.velocity_net_ema.state_dict(),
-            "critic": agent.critic.state_dict(),
-            "critic_target": agent.critic_target.state_dict(),
-            "value": agent.value.state_dict(),
-            "optimizer": agent.optimizer.state_dict(),
-            "gradient_steps": config.total_iters,
-        }
+        content = _content(agent, encoder, config.total_iters)
         save_checkpoint(tracker.checkpoints / "last.pt", "base_policy", content)
         summary: dict[str, Any] = {
             "demonstrations": len(demos.trajectories),
@@ -87,6 +77,21 @@ def run(config: Stage0Config) -> Path:
             summary["base"] = _evaluate(policy, config, device)
         tracker.write_summary(summary)
     return folder
+
+
+def _content(agent: AWSCAgent, encoder: StateEncoder, gradient_steps: int) -> dict[str, Any]:
+    """The checkpoint: all that rebuilds the base policy, and what training it left."""
+    return {
+        "spec": agent.spec.to_plain(),
+        "encoder": encoder.state_dict(),
+        "velocity_net": agent.velocity_net.state_dict(),
+        "velocity_net_ema": agent.velocity_net_ema.state_dict(),
+        "critic": agent.critic.state_dict(),
+        "critic_target": agent.critic_target.state_dict(),
+        "value": agent.value.state_dict(),
+        "optimizer": agent.optimizer.state_dict(),
+        "gradient_steps": gradient_steps,
+    }
 
 
 def _evaluate(policy: ShortcutFlowPolicy, config: Stage0Config, device: torch.device) -> dict[str, Any]:
