@@ -26,7 +26,7 @@ def main() -> int:
     steering = SteeringConfig()
     policy = LatentPolicy(base.feature_dim, steering.actor_hidden_dims, build_layout(base, steering))
     sources = {"base": prior_source(), "fresh policy": policy_source(policy, deterministic=False)}
-    env = make_vector_env(base_env_spec(base.spec, config.env_id, config.max_episode_steps, True), config.num_envs)
+    env = make_vector_env(base_env_spec(base.spec, config, end_on_success=True), config.num_envs)
     for name, source in sources.items():
         rate = summarise(run_episodes(env, base, source, evaluation_seeds(config.episodes))).success_once
         print(f"{name}: {100 * rate.value:.0f} % [{100 * rate.low:.0f}, {100 * rate.high:.0f}]")

@@ -23,13 +23,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 Observation = Tensor | Mapping[str, Tensor]
-"""A frame stack: a tensor ``[B, o, S]``, or a mapping with that tensor under ``"state"``."""
+"""A frame stack: states ``[B, o, S]``, or ``{"state": [B, o, S], "rgb": [B, o, H, W, 3k] uint8}``."""
+
+
+def observation_tensors(obs: Any, device: torch.device | str) -> Observation:
+    """What a vector environment returned (arrays or tensors, or a mapping of them) as tensors on the device."""
+    if isinstance(obs, Mapping):
+        return {name: torch.as_tensor(part, device=device) for name, part in obs.items()}
+    return torch.as_tensor(obs, device=device)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,11 @@ class ShortcutFlowSpec:
     end_on_success: bool
 
     @property
+    def obs_mode(self) -> str:
+        """``state``."""
+        return "state"
+
+    @property
     def feature_dim(self) -> int:
         """D."""
         return self.obs_horizon * self.state_dim

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 SteerMode = Literal["full", "act_horizon", "repeat"]
-RewardMode = Literal["sparse", "dense"]
+RewardMode = Literal["sparse", "dense", "normalized_dense"]
+ObsMode = Literal["state", "rgb"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +42,29 @@ class TrackedConfig(JobConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """How a policy is evaluated."""
+class SimulatorConfig:
+    """Which environment, and how it is simulated."""
 
     env_id: str = "pick-place-v3"
-    """A MetaWorld task or any Gymnasium id with a Box action space."""
+    """A MetaWorld or ManiSkill task, or any Gymnasium id with a Box action space."""
     max_episode_steps: int | None = None
     """Env steps until truncation; default: the simulator's own limit."""
     num_envs: int = 4
-    """Environments, a process each."""
+    """Environments: a process each, or one batch on the GPU."""
+    control_mode: str | None = None
+    """ManiSkill's controller; default: that of the demonstrations or the base policy, else pd_ee_delta_pose."""
+    obs_mode: ObsMode | None = None
+    """State vectors, or rgb with ManiSkill's cameras; default: that of the demonstrations or the base policy."""
+    sim_backend: Literal["auto", "physx_cpu", "physx_cuda"] = "auto"
+    """ManiSkill's physics; auto takes the GPU where there is one."""
+    render_backend: Literal["auto", "cpu", "gpu", "none"] = "auto"
+    """What draws ManiSkill's images; auto follows sim_backend, and draws nothing for obs_mode state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(SimulatorConfig):
+    """How a policy is evaluated."""
+
     eval_end_on_success: bool = False
     """End evaluation episodes at the first success (faster; success_at_end then equals success_once)."""
 
@@ -99,11 +114,9 @@ class DemosConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage0Config(TrackedConfig):
+class Stage0Config(TrackedConfig, SimulatorConfig):
     """dsrl pretrain: the AWSC base policy and its action critic, from demonstrations."""
 
-    env_id: str = "pick-place-v3"
-    """Environment of the demonstrations; recorded in the checkpoint."""
     demo_path: Path | None = None
     """ManiSkill-layout HDF5 file (its JSON beside it)."""
     num_demos: int | None = None
@@ -154,10 +167,6 @@ class Stage0Config(TrackedConfig):
     """Polyak rate of Q^A's targets."""
     eval_episodes: int = 0
     """Episodes of the finished base policy with prior noise; 0 for none."""
-    num_envs: int = 4
-    """Environments for that, a process each."""
-    max_episode_steps: int | None = None
-    """Env steps until truncation there; default: the simulator's own limit."""
     eval_end_on_success: bool = False
     """End those episodes at the first success."""
 

@@ -48,7 +48,7 @@ class WindowSpec:
     pred_horizon: int
     act_horizon: int
     gamma: float
-    reward_mode: Literal["sparse", "dense"]
+    reward_mode: Literal["sparse", "dense", "normalized_dense"]
     reward_scale: float
     end_on_success: bool
 

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
+from dsrl_offpolicy.envs.maniskill import ManiSkillEnv
 from dsrl_offpolicy.envs.spec import EnvSpec
 
 
 class MacroStepEnv(gym.Wrapper):
-    """An environment whose action is a chunk ``[H, A]`` and whose observation is a frame stack ``[o, S]``.
+    """An environment whose action is a chunk ``[H, A]`` and whose observation is a frame stack: ``[o, S]``, or
+    ``{"state": [o, S], "rgb": [o, H, W, 3k]}``.
 
     A chunk is cut short when the episode ends. ``reward`` is ``sum_{i<n} gamma^i r_i`` over the n env steps
     that were executed; ``info["n_steps"]`` is n. Nothing resets by itself: the returned observation after the
     end is the true last one, and stepping an ended episode changes nothing (n = 0) until ``reset``.
+
+    Images are rendered for the frames that the stack will hold, and not for those between. Only where a
+    termination comes unforeseen inside a chunk do the older frames of that last stack repeat the image of the
+    newest (its states are exact); its discount is 0, so no target reads it.
 
     ``info`` always holds ``n_steps``, ``success`` (of the last env step), ``success_once``,
     ``episode_return`` (undiscounted, of the scaled reward) and ``episode_length`` (env steps).
@@ -25,14 +32,15 @@ class MacroStepEnv(gym.Wrapper):
     def __init__(self, env: gym.Env, spec: EnvSpec) -> None:
         super().__init__(env)
         self.env_spec = spec
-        self._frames: deque[np.ndarray] = deque(maxlen=spec.obs_horizon)
-        low, high = env.action_space.low, env.action_space.high
+        self._frames: deque[Any] = deque(maxlen=spec.obs_horizon)
+        space = env.action_space
+        assert isinstance(space, gym.spaces.Box)
         self.action_space = gym.spaces.Box(
-            np.tile(low, (spec.act_horizon, 1)), np.tile(high, (spec.act_horizon, 1)), dtype=np.float32
+            np.tile(space.low, (spec.act_horizon, 1)), np.tile(space.high, (spec.act_horizon, 1)), dtype=np.float32
         )
-        frame = env.observation_space.shape
-        assert frame is not None
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (spec.obs_horizon, *frame), np.float32)
+        self.observation_space = stacked_space(env.observation_space, spec.obs_horizon)
+        simulator = env.unwrapped
+        self._cameras = simulator if isinstance(simulator, ManiSkillEnv) and simulator.cameras else None
         self._ended: tuple[bool, bool] | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
@@ -42,14 +50,17 @@ class MacroStepEnv(gym.Wrapper):
         self._success = self._success_once = False
         self._return = 0.0
         self._length = 0
-        return np.stack(self._frames), self._info(0)
+        return _stack(self._frames), self._info(0)
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         if self._ended is not None:
-            return np.stack(self._frames), 0.0, *self._ended, self._info(0)
+            return _stack(self._frames), 0.0, *self._ended, self._info(0)
         reward, n = 0.0, 0
         terminated = truncated = False
+        rows = self._rows_left(len(action))
         for row in action:
+            if self._cameras is not None:
+                self._cameras.images_wanted = n >= rows - self.env_spec.obs_horizon
             obs, r, terminated, truncated, info = self.env.step(row)
             self._frames.append(obs)
             reward += self.env_spec.gamma**n * float(r)
@@ -61,7 +72,23 @@ class MacroStepEnv(gym.Wrapper):
             if terminated or truncated:
                 self._ended = (terminated, truncated)
                 break
-        return np.stack(self._frames), reward, terminated, truncated, self._info(n)
+        if self._cameras is not None:
+            self._complete_images(self._cameras)
+        return _stack(self._frames), reward, terminated, truncated, self._info(n)
+
+    def _rows_left(self, rows: int) -> int:
+        """Rows of this chunk that the time limit leaves."""
+        limit = self._cameras.max_episode_steps if self._cameras is not None else None
+        return rows if limit is None else min(rows, limit - self._length)
+
+    def _complete_images(self, cameras: ManiSkillEnv) -> None:
+        """Render the newest frame where its step did not, and give its image to older frames that have none."""
+        cameras.images_wanted = True
+        if self._frames[-1]["rgb"] is None:
+            self._frames[-1] = {**self._frames[-1], "rgb": cameras.image()}
+        for i, frame in enumerate(self._frames):
+            if frame["rgb"] is None:
+                self._frames[i] = {**frame, "rgb": self._frames[-1]["rgb"]}
 
     def _info(self, n_steps: int) -> dict[str, Any]:
         return {
@@ -71,3 +98,18 @@ class MacroStepEnv(gym.Wrapper):
             "episode_return": self._return,
             "episode_length": self._length,
         }
+
+
+def _stack(frames: Sequence[Any]) -> Any:
+    if isinstance(frames[0], Mapping):
+        return {name: np.stack([frame[name] for frame in frames]) for name in frames[0]}
+    return np.stack(frames)
+
+
+def stacked_space(space: gym.Space, frames: int) -> gym.Space:
+    """The space of a stack of so many frames."""
+    if isinstance(space, gym.spaces.Dict):
+        return gym.spaces.Dict({name: stacked_space(part, frames) for name, part in space.items()})
+    assert isinstance(space, gym.spaces.Box)
+    low, high = (np.broadcast_to(limit, (frames, *space.shape)) for limit in (space.low, space.high))
+    return gym.spaces.Box(low, high, dtype=space.dtype.type)

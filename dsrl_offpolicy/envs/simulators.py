@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 import logging
+import sys
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers import FlattenObservation, RescaleAction, TimeLimit, TransformObservation
 
+from dsrl_offpolicy.envs.maniskill import ManiSkillEnv, maniskill_tasks
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError
 
@@ -22,6 +24,15 @@ def metaworld_tasks() -> list[str]:
     import metaworld
 
     return sorted(metaworld.ALL_V3_ENVIRONMENTS)
+
+
+def simulator_of(env_id: str) -> Literal["metaworld", "maniskill", "gymnasium"]:
+    """Which simulator an id belongs to. ManiSkill is imported only for ids that no other knows."""
+    if env_id in metaworld_tasks():
+        return "metaworld"
+    if env_id in gym.registry and "mani_skill" not in sys.modules:
+        return "gymnasium"
+    return "maniskill" if env_id in maniskill_tasks() else "gymnasium"
 
 
 class ContinuousGoals(gym.Wrapper):
@@ -62,14 +73,14 @@ def _make_registered(env_id: str, max_episode_steps: int | None) -> gym.Env:
     try:
         return gym.make(env_id, max_episode_steps=max_episode_steps, disable_env_checker=True)
     except (gym.error.Error, ImportError) as error:
-        known = [*metaworld_tasks(), *gym.registry]
+        known = [*metaworld_tasks(), *maniskill_tasks(), *gym.registry]
         if env_id in known:
             cause = " ".join(str(error).split())
             raise InputError(f"env_id: expected an environment that can be made, {env_id}: {cause}") from error
         close = difflib.get_close_matches(env_id, known, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise InputError(
-            f"env_id: expected a MetaWorld task or a registered Gymnasium id, got {env_id!r}{hint}"
+            f"env_id: expected a MetaWorld or ManiSkill task or a registered Gymnasium id, got {env_id!r}{hint}"
         ) from error
 
 
@@ -100,13 +111,37 @@ def make_env(spec: EnvSpec) -> gym.Env:
     """One environment stepping single actions (no chunks).
 
     Raises:
-        InputError: unknown id, or spaces that cannot be steered.
+        InputError: unknown id, spaces that cannot be steered, or settings that mean nothing for this simulator.
     """
     logging.getLogger("gymnasium").setLevel(logging.ERROR)
-    if spec.env_id in metaworld_tasks():
-        env = _make_metaworld(spec.env_id, spec.max_episode_steps)
-    else:
-        env = _make_registered(spec.env_id, spec.max_episode_steps)
+    simulator = simulator_of(spec.env_id)
+    if simulator == "maniskill":
+        return SuccessReward(ManiSkillEnv(spec), spec)
+    refuse_maniskill_settings(spec)
+    make = _make_metaworld if simulator == "metaworld" else _make_registered
+    env = make(spec.env_id, spec.max_episode_steps)
+    return SuccessReward(_plain_vectors(env, spec), spec)
+
+
+def refuse_maniskill_settings(spec: EnvSpec) -> None:
+    """Refuse what only ManiSkill understands, for any other simulator.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    default = EnvSpec(spec.env_id)
+    for name in ("control_mode", "obs_mode", "sim_backend", "render_backend"):
+        if getattr(spec, name) != getattr(default, name):
+            raise InputError(
+                f"{name}: expected {getattr(default, name) or 'none'} for {spec.env_id}, which is no ManiSkill "
+                f"task, got {getattr(spec, name)}"
+            )
+    if spec.reward_mode == "normalized_dense":
+        raise InputError(f"reward_mode: expected sparse or dense for {spec.env_id}, got normalized_dense")
+
+
+def _plain_vectors(env: gym.Env, spec: EnvSpec) -> gym.Env:
+    """Flat float32 states and actions in [-1, 1]."""
     if isinstance(env.observation_space, gym.spaces.Dict):
         env = FlattenObservation(env)
     space = env.observation_space
@@ -119,5 +154,4 @@ def make_env(spec: EnvSpec) -> gym.Env:
     if not (np.all(env.action_space.low == -1) and np.all(env.action_space.high == 1)):
         env = RescaleAction(env, np.float32(-1), np.float32(1))
     limits = gym.spaces.Box(-np.inf, np.inf, space.shape, np.float32)
-    env = TransformObservation(env, lambda obs: np.asarray(obs, dtype=np.float32), limits)
-    return SuccessReward(env, spec)
+    return TransformObservation(env, lambda obs: np.asarray(obs, dtype=np.float32), limits)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-RewardMode = Literal["sparse", "dense"]
+RewardMode = Literal["sparse", "dense", "normalized_dense"]
+ObsMode = Literal["state", "rgb"]
+SimBackend = Literal["auto", "physx_cpu", "physx_cuda"]
+RenderBackend = Literal["auto", "cpu", "gpu", "none"]
 
 
 @dataclass(frozen=True)
@@ -13,15 +16,22 @@ class EnvSpec:
     """Everything a worker needs to build one environment.
 
     Attributes:
-        env_id: a MetaWorld task (``lever-pull-v3``) or any ``gym.make`` id with a Box action space.
+        env_id: a MetaWorld task (``lever-pull-v3``), a ManiSkill task (``LiftPegUpright-v1``), or any
+            ``gym.make`` id with a Box action space.
         reward_mode: ``sparse`` is -1 per env step until success and 0 on the step that succeeds; ``dense`` is
-            the simulator's own reward.
+            the simulator's own reward, ``normalized_dense`` ManiSkill's of at most 1 per env step.
         reward_scale: factor on either.
         end_on_success: success terminates the episode.
         max_episode_steps: env steps until truncation; None keeps the simulator's own limit.
         obs_horizon: o, stacked frames.
         act_horizon: H, env steps per macro-step.
         gamma: discount per env step, inside a macro-step.
+        control_mode: ManiSkill's controller; None is ``pd_ee_delta_pose``.
+        obs_mode: ``state`` vectors, or ``rgb``: ``{"state", "rgb"}`` with the images of all cameras.
+        sim_backend: ManiSkill's physics: ``physx_cpu`` is a process per environment, ``physx_cuda`` one batch
+            on the GPU; ``auto`` takes the GPU where there is one.
+        render_backend: what draws ManiSkill's images; ``auto`` is the device of the physics for ``rgb`` and
+            ``none`` for ``state``.
     """
 
     env_id: str
@@ -32,3 +42,7 @@ class EnvSpec:
     obs_horizon: int = 1
     act_horizon: int = 8
     gamma: float = 0.99
+    control_mode: str | None = None
+    obs_mode: ObsMode = "state"
+    sim_backend: SimBackend = "auto"
+    render_backend: RenderBackend = "auto"

@@ -8,10 +8,11 @@ import os
 from dataclasses import dataclass
 
 import gymnasium as gym
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
 from dsrl_offpolicy.envs.macro_step import MacroStepEnv
-from dsrl_offpolicy.envs.simulators import make_env
+from dsrl_offpolicy.envs.maniskill import ManiSkillEnv, sim_backend
+from dsrl_offpolicy.envs.simulators import make_env, simulator_of
 from dsrl_offpolicy.envs.spec import EnvSpec
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -22,19 +23,32 @@ def make_macro_env(spec: EnvSpec) -> MacroStepEnv:
     return MacroStepEnv(make_env(spec), spec)
 
 
-def make_vector_env(spec: EnvSpec, num_envs: int) -> AsyncVectorEnv:
+def make_vector_env(spec: EnvSpec, num_envs: int) -> VectorEnv:
     """``num_envs`` macro-step environments that never reset by themselves.
 
-    Reset the ended ones with ``reset(seed=[...], options={"reset_mask": mask})``. Each process is held to one
-    thread; processes are started by ``forkserver`` because simulators hang or crash after a ``fork``.
+    Reset the ended ones with ``reset(seed=[...], options={"reset_mask": mask})``. On the CPU each is a process,
+    held to one thread and started by ``forkserver``, because simulators hang or crash after a ``fork``; ManiSkill
+    on the GPU is one batched simulation in this process.
     """
+    if _is_batched(spec):
+        from dsrl_offpolicy.envs.maniskill_batched import make_batched_env
+
+        return make_batched_env(spec, num_envs)
+    return _make_processes(spec, num_envs)
+
+
+def _is_batched(spec: EnvSpec) -> bool:
+    return simulator_of(spec.env_id) == "maniskill" and sim_backend(spec) == "physx_cuda"
+
+
+def _make_processes(spec: EnvSpec, num_envs: int) -> AsyncVectorEnv:
     make = functools.partial(make_macro_env, spec)
     before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
     try:
         # Imported once in the server that forks the workers: they start sooner and share those pages.
         multiprocessing.get_context("forkserver").set_forkserver_preload(
-            ["dsrl_offpolicy.envs.vector", "metaworld"]
+            ["dsrl_offpolicy.envs.vector", "torch" if simulator_of(spec.env_id) == "maniskill" else "metaworld"]
         )
         return AsyncVectorEnv([make] * num_envs, context="forkserver", autoreset_mode=AutoresetMode.DISABLED)
     finally:
@@ -47,11 +61,23 @@ def make_vector_env(spec: EnvSpec, num_envs: int) -> AsyncVectorEnv:
 
 @dataclass(frozen=True)
 class EnvFacts:
-    """What a job checks its files against before it starts."""
+    """What a job checks its files against before it starts.
+
+    Attributes:
+        state_dim: S.
+        action_dim: A.
+        max_episode_steps: env steps until truncation, or None.
+        image_shape: ``(H, W, 3k)`` of the images of all k cameras; None without images.
+        state_keys: names of the parts of the state, in the environment's order, where it tells them.
+        cameras: names of the cameras, in the environment's order.
+    """
 
     state_dim: int
     action_dim: int
     max_episode_steps: int | None
+    image_shape: tuple[int, int, int] | None = None
+    state_keys: tuple[str, ...] | None = None
+    cameras: tuple[str, ...] = ()
 
 
 def inspect_env(spec: EnvSpec) -> EnvFacts:
@@ -60,13 +86,37 @@ def inspect_env(spec: EnvSpec) -> EnvFacts:
     Raises:
         InputError: unknown id, spaces that cannot be steered, or a sparse reward without success.
     """
+    if _is_batched(spec):
+        return _inspect_batched(spec)
     env = make_env(spec)
     try:
         obs, _ = env.reset(seed=0)
         assert isinstance(env.action_space, gym.spaces.Box)
+        action_dim = env.action_space.shape[0]
         env.step(env.action_space.low * 0)
-        limit = spec.max_episode_steps or _time_limit(env)
-        return EnvFacts(obs.shape[0], env.action_space.shape[0], limit)
+        simulator = env.unwrapped
+        if not isinstance(simulator, ManiSkillEnv):
+            return EnvFacts(obs.shape[0], action_dim, spec.max_episode_steps or _time_limit(env))
+        limit, keys, cameras = simulator.max_episode_steps, simulator.state_keys, simulator.cameras
+        if not cameras:
+            return EnvFacts(obs.shape[0], action_dim, limit)
+        return EnvFacts(obs["state"].shape[0], action_dim, limit, obs["rgb"].shape, keys, cameras)
+    finally:
+        env.close()
+
+
+def _inspect_batched(spec: EnvSpec) -> EnvFacts:
+    # Not through a simulation on the CPU: PhysX takes the GPU only in a process that has simulated nothing before.
+    from dsrl_offpolicy.envs.maniskill_batched import make_batched_env
+
+    env = make_batched_env(spec, 1)
+    try:
+        env.reset(seed=0)
+        space, action_dim = env.single_observation_space, env.single_action_space.shape[-1]
+        if not isinstance(space, gym.spaces.Dict):
+            return EnvFacts(space.shape[-1], action_dim, env.limit)
+        shapes = {name: part.shape[1:] for name, part in space.items()}
+        return EnvFacts(shapes["state"][0], action_dim, env.limit, shapes["rgb"], env.state_keys, env.cameras)
     finally:
         env.close()
 

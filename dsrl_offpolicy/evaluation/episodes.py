@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 
-from dsrl_offpolicy.contracts import BasePolicy, LatentSource
+from dsrl_offpolicy.contracts import BasePolicy, LatentSource, observation_tensors
 from dsrl_offpolicy.evaluation.intervals import Interval, mean_interval, wilson_interval
 from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED
 
@@ -81,19 +82,21 @@ def run_episodes(
     """One episode per seed, in the order of ``seeds``.
 
     Args:
-        env: macro-step environments that do not reset by themselves (``envs.make_vector_env``).
+        env: macro-step environments that do not reset by themselves (``envs.make_vector_env``). Those with
+            ``batched`` (one simulation) start their next episodes only when all have ended.
         base_policy: decodes latents to chunks, of which it tells the executed rows.
         latent_source: chooses the latents.
         seeds: start of each episode, and seed of its noise.
         device: where policies compute.
     """
     slots = env.num_envs
+    batched = getattr(env, "batched", False)
     noise = NoiseStreams(base_policy.latent_shape)
     outcomes: dict[int, EpisodeOutcome] = {}
     waiting = list(enumerate(seeds))[::-1]
     running: dict[int, int] = {}
 
-    def start(free: list[int]) -> np.ndarray:
+    def start(free: list[int]) -> Any:
         assigned = {slot: waiting.pop() for slot in free if waiting}
         running.update({slot: index for slot, (index, _) in assigned.items()})
         for slot, (_, seed) in assigned.items():
@@ -109,11 +112,12 @@ def run_episodes(
             noise.start(slot, int(seeds[0]))
     obs = start(list(range(slots)))
     while running:
-        features = base_policy.encode(torch.as_tensor(obs, device=device))
+        features = base_policy.encode(observation_tensors(obs, device))
         latent = latent_source(features, noise.draw(slots).to(device))
         chunk = base_policy.decode(features, latent)[:, base_policy.executed_rows]
-        obs, _, terminated, truncated, info = env.step(chunk.cpu().numpy())
-        ended = [slot for slot in list(running) if terminated[slot] or truncated[slot]]
+        obs, _, terminated, truncated, info = env.step(chunk if batched else chunk.cpu().numpy())
+        over = torch.as_tensor(terminated | truncated).tolist()
+        ended = [slot for slot in list(running) if over[slot]]
         for slot in ended:
             index = running.pop(slot)
             outcomes[index] = EpisodeOutcome(
@@ -123,6 +127,6 @@ def run_episodes(
                 episode_return=float(info["episode_return"][slot]),
                 length=int(info["episode_length"][slot]),
             )
-        if ended and waiting:
-            obs = start(ended)
+        if ended and waiting and not (batched and running):
+            obs = start(list(range(slots)) if batched else ended)
     return [outcomes[index] for index in range(len(seeds))]

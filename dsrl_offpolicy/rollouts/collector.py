@@ -6,6 +6,7 @@ Environments run while the learner learns: ``launch`` sends the next chunks, ``c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
-from dsrl_offpolicy.contracts import BasePolicy, LatentSource
+from dsrl_offpolicy.contracts import BasePolicy, LatentSource, observation_tensors
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED
@@ -81,7 +82,7 @@ class Collector:
             full = source(self._features, noise)
             self._latent = self.layout.select(full)
             chunk = self.base_policy.decode(self._features, full)[:, self.base_policy.executed_rows]
-        self._send(chunk.cpu().numpy())
+        self._send(chunk if getattr(self.env, "batched", False) else chunk.cpu().numpy())
 
     def collect(self) -> Collected:
         """Wait for the environments, store what happened, reset the ended episodes."""
@@ -98,7 +99,7 @@ class Collector:
             n_steps=self._tensor(info["n_steps"], torch.int32),
             gamma=self.gamma,
         )
-        ended = terminated | truncated
+        ended = self._tensor(terminated | truncated, torch.bool).cpu().numpy()
         finished = [
             (bool(info["success_once"][i]), float(info["episode_return"][i]), int(info["episode_length"][i]))
             for i in np.flatnonzero(ended)
@@ -111,7 +112,7 @@ class Collector:
         return Collected(self.env.num_envs, int(np.sum(info["n_steps"])), finished)
 
     # Vector environments in this process (a simulator that is batched itself) have no asynchronous step.
-    def _send(self, actions: np.ndarray) -> None:
+    def _send(self, actions: Tensor | np.ndarray) -> None:
         if hasattr(self.env, "step_async"):
             self.env.step_async(actions)
         else:
@@ -122,14 +123,16 @@ class Collector:
             return self.env.step_wait()
         return self.env.step(self._pending)
 
-    def _encode(self, obs: np.ndarray) -> Tensor:
-        if not np.isfinite(obs).all():
+    def _encode(self, obs: Any) -> Tensor:
+        tensors = observation_tensors(obs, self.device)
+        state = tensors if isinstance(tensors, Tensor) else tensors["state"]
+        if not bool(state.isfinite().all()):
             raise InputError("environment: expected finite observations, got NaN or infinity")
         with torch.no_grad():
-            return self.base_policy.encode(torch.as_tensor(obs, device=self.device))
+            return self.base_policy.encode(tensors)
 
-    def _tensor(self, values: np.ndarray, dtype: torch.dtype) -> Tensor:
-        return torch.as_tensor(np.asarray(values), device=self.device).to(dtype)
+    def _tensor(self, values: Any, dtype: torch.dtype) -> Tensor:
+        return torch.as_tensor(values, device=self.device).to(dtype)
 
     def _draw_seeds(self) -> list[int]:
         return [int(s) for s in self.starts.integers(FIRST_EVALUATION_SEED, size=self.env.num_envs)]

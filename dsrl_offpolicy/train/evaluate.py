@@ -34,7 +34,7 @@ def run(config: EvalConfig) -> Path:
     """Evaluate and write ``evaluation.csv`` and ``evaluation.json``; prints the table. Returns the run folder."""
     device = start_torch(config)
     base = load_base(config.awsc_checkpoint, device)
-    env_spec = base_env_spec(base.spec, config.env_id, config.max_episode_steps, config.eval_end_on_success)
+    env_spec = base_env_spec(base.spec, config, end_on_success=config.eval_end_on_success)
     check_fit(base.spec, env_spec)
     sources = _sources(config, base, device)
     folder = create_run_folder(config.out, f"dsrl_offpolicy_eval-{config.env_id}-seed{config.seed}")

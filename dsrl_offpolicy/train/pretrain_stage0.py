@@ -29,7 +29,7 @@ def run(config: Stage0Config) -> Path:
     """Train and save ``checkpoints/last.pt``. Returns the run folder."""
     device = start_torch(config)
     path = require_file(config.demo_path, "demo_path", "an HDF5 file of demonstrations (dsrl demos writes one)")
-    demos = read_demonstrations(path, need_rewards=config.reward_mode == "dense", limit=config.num_demos)
+    demos = read_demonstrations(path, need_rewards=config.reward_mode != "sparse", limit=config.num_demos)
     if demos.env_id and demos.env_id != config.env_id:
         raise InputError(f"env_id: expected {demos.env_id} as in the demonstrations, got {config.env_id}")
     spec = base_spec(config, demos)
@@ -51,7 +51,7 @@ def run(config: Stage0Config) -> Path:
         device=device,
     )
     if config.eval_episodes:
-        check_fit(spec, base_env_spec(spec, config.env_id, config.max_episode_steps, True))
+        check_fit(spec, base_env_spec(spec, config, end_on_success=True))
 
     folder = create_run_folder(config.out, f"dsrl_offpolicy_stage0-{config.env_id}-seed{config.seed}")
     with Run(folder, config, track=config.track, wandb_project=config.wandb_project) as tracker:
@@ -95,7 +95,7 @@ def _content(agent: AWSCAgent, encoder: StateEncoder, gradient_steps: int) -> di
 
 
 def _evaluate(policy: ShortcutFlowPolicy, config: Stage0Config, device: torch.device) -> dict[str, Any]:
-    env_spec = base_env_spec(policy.spec, config.env_id, config.max_episode_steps, config.eval_end_on_success)
+    env_spec = base_env_spec(policy.spec, config, end_on_success=config.eval_end_on_success)
     env = make_vector_env(env_spec, config.num_envs)
     try:
         outcomes = run_episodes(env, policy, prior_source(), evaluation_seeds(config.eval_episodes), device)

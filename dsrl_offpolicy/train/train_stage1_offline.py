@@ -44,7 +44,7 @@ def run(config: Stage1Config) -> Path:
     base = load_base(config.awsc_checkpoint, device)
     train_states, held_out_states = _load_states(config, base, device)
     agent = _build_agent(config, base, device)
-    env_spec = base_env_spec(base.spec, config.env_id, config.max_episode_steps, config.eval_end_on_success)
+    env_spec = base_env_spec(base.spec, config, end_on_success=config.eval_end_on_success)
     if config.eval_freq:
         check_fit(base.spec, env_spec)
     folder = create_run_folder(config.out, f"dsrl_offpolicy_stage1-{config.env_id}-seed{config.seed}")

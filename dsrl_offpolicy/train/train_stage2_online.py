@@ -36,6 +36,7 @@ from dsrl_offpolicy.train.wiring import (
     load_base,
     note_other_task,
     start_torch,
+    task_env_spec,
 )
 
 
@@ -96,9 +97,7 @@ class Stage2:
         note_other_task(self.base.spec, config.env_id)
         with Run(folder, config, track=config.track, wandb_project=config.wandb_project) as tracker:
             env = make_vector_env(self.env_spec, config.num_envs)
-            evaluation_spec = base_env_spec(
-                self.base.spec, config.env_id, config.max_episode_steps, config.eval_end_on_success
-            )
+            evaluation_spec = base_env_spec(self.base.spec, config, end_on_success=config.eval_end_on_success)
             eval_env = make_vector_env(evaluation_spec, config.num_envs) if config.eval_freq else None
             try:
                 self._loop(tracker, env, eval_env)
@@ -248,14 +247,13 @@ class Stage2:
 
 
 def _training_env_spec(config: Stage2Config, base: ShortcutFlowPolicy) -> EnvSpec:
-    return EnvSpec(
-        config.env_id,
+    return task_env_spec(
+        base.spec,
+        config,
         reward_mode=config.reward_mode,
         reward_scale=config.reward_scale,
         end_on_success=config.end_on_success,
         max_episode_steps=config.train_episode_steps or config.max_episode_steps,
-        obs_horizon=base.obs_horizon,
-        act_horizon=base.act_horizon,
         gamma=config.gamma,
     )
 

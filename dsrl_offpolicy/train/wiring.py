@@ -13,8 +13,10 @@ import torch
 
 from dsrl_offpolicy.base_policies.loading import load_base_policy
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, ShortcutFlowSpec
-from dsrl_offpolicy.configs.jobs import JobConfig, SteeringConfig
+from dsrl_offpolicy.configs.jobs import JobConfig, SimulatorConfig, SteeringConfig
 from dsrl_offpolicy.configs.loading import check_ranges, parse_job
+from dsrl_offpolicy.envs.maniskill import DEFAULT_CONTROL_MODE
+from dsrl_offpolicy.envs.simulators import simulator_of
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.vector import EnvFacts, inspect_env
 from dsrl_offpolicy.errors import InputError
@@ -86,16 +88,43 @@ def load_base(path: Path | None, device: torch.device) -> ShortcutFlowPolicy:
     return load_base_policy(file, device)
 
 
-def base_env_spec(spec: ShortcutFlowSpec, env_id: str, max_episode_steps: int | None, end: bool) -> EnvSpec:
-    """The environment in which a base policy is evaluated, with the rewards of its Q^A."""
+def task_env_spec(spec: ShortcutFlowSpec, config: SimulatorConfig, **values: Any) -> EnvSpec:
+    """The environment that a job's settings and its base policy describe; ``values`` are its other fields.
+
+    Raises:
+        InputError: settings that contradict the base policy.
+    """
+    control_mode, obs_mode = config.control_mode, config.obs_mode or spec.obs_mode
+    if obs_mode != spec.obs_mode:
+        raise InputError(f"obs_mode: expected {spec.obs_mode} as the base policy was trained with, got {obs_mode}")
+    if simulator_of(config.env_id) == "maniskill":
+        trained = spec.control_mode or control_mode or DEFAULT_CONTROL_MODE
+        control_mode = control_mode or trained
+        if control_mode != trained:
+            raise InputError(
+                f"control_mode: expected {trained} as the base policy was trained with, got {control_mode}"
+            )
     return EnvSpec(
-        env_id,
-        reward_mode=spec.reward_mode,  # type: ignore[arg-type]
-        reward_scale=spec.reward_scale,
-        end_on_success=end,
-        max_episode_steps=max_episode_steps,
+        config.env_id,
         obs_horizon=spec.obs_horizon,
         act_horizon=spec.act_horizon,
+        control_mode=control_mode,
+        obs_mode=obs_mode,  # type: ignore[arg-type]
+        sim_backend=config.sim_backend,
+        render_backend=config.render_backend,
+        **values,
+    )
+
+
+def base_env_spec(spec: ShortcutFlowSpec, config: SimulatorConfig, *, end_on_success: bool) -> EnvSpec:
+    """The environment in which a base policy is evaluated, with the rewards of its Q^A."""
+    return task_env_spec(
+        spec,
+        config,
+        reward_mode=spec.reward_mode,
+        reward_scale=spec.reward_scale,
+        end_on_success=end_on_success,
+        max_episode_steps=config.max_episode_steps,
         gamma=spec.gamma,
     )
 

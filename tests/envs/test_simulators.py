@@ -180,7 +180,7 @@ def test_dict_observations_are_flattened_in_the_order_of_the_space():
     [
         (EnvSpec("lever-pul-v3"), ["env_id", "'lever-pul-v3'", "did you mean lever-pull-v3?"]),
         (EnvSpec("Pendulm-v1"), ["env_id", "did you mean Pendulum-v1?"]),
-        (EnvSpec("LiftPegUpright-v1"), ["env_id", "'LiftPegUpright-v1'"]),
+        (EnvSpec("LiftPegUprigth-v9"), ["env_id", "'LiftPegUprigth-v9'"]),
         (EnvSpec("not an id"), ["env_id", "not an id"]),
         (EnvSpec("no_such_module:Foo-v0"), ["env_id", "no_such_module:Foo-v0"]),
         (EnvSpec("Ant-v2", reward_mode="dense"), ["env_id", "Ant-v2"]),  # moved out of gymnasium

@@ -1,0 +1,233 @@
+"""ManiSkill 3 tasks: how they are made, and one of them on the CPU as a plain Gymnasium env."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from dsrl_offpolicy.envs.render_device import render_device
+from dsrl_offpolicy.envs.spec import EnvSpec
+from dsrl_offpolicy.errors import InputError
+
+DEFAULT_CONTROL_MODE = "pd_ee_delta_pose"
+
+
+def maniskill_tasks() -> list[str]:
+    """The registered tasks; empty where ManiSkill is not installed."""
+    if importlib.util.find_spec("mani_skill") is None:
+        return []
+    import mani_skill.envs  # noqa: F401  (registers them)
+    from mani_skill.utils.registration import REGISTERED_ENVS
+
+    return sorted(REGISTERED_ENVS)
+
+
+def sim_backend(spec: EnvSpec) -> str:
+    """``physx_cpu`` or ``physx_cuda``.
+
+    Raises:
+        InputError: ``physx_cuda`` without CUDA.
+    """
+    import torch
+
+    if spec.sim_backend == "auto":
+        return "physx_cuda" if torch.cuda.is_available() else "physx_cpu"
+    if spec.sim_backend == "physx_cuda" and not torch.cuda.is_available():
+        raise InputError("sim_backend: expected physx_cpu or auto on a machine without CUDA, got physx_cuda")
+    return spec.sim_backend
+
+
+def make_simulator(spec: EnvSpec, num_envs: int) -> Any:
+    """ManiSkill's own environment, without any wrapper and without a time limit.
+
+    Raises:
+        InputError: no render device, a task whose assets are not here, or a mode it does not know.
+    """
+    from mani_skill import logger
+    from mani_skill.utils.registration import REGISTERED_ENVS
+
+    logger.setLevel(logging.ERROR)
+    logging.getLogger("mani_skill").setLevel(logging.ERROR)
+    render_device()
+    _check_assets(spec.env_id)
+    backend = sim_backend(spec)
+    render = spec.render_backend
+    if render == "auto":
+        render = "none" if spec.obs_mode == "state" else ("gpu" if backend == "physx_cuda" else "cpu")
+    if render == "none" and spec.obs_mode == "rgb":
+        raise InputError("render_backend: expected auto, cpu or gpu for obs_mode rgb, got none")
+    try:
+        return REGISTERED_ENVS[spec.env_id].make(
+            num_envs=num_envs,
+            obs_mode=spec.obs_mode,
+            control_mode=spec.control_mode or DEFAULT_CONTROL_MODE,
+            reward_mode=spec.reward_mode,
+            sim_backend=backend,
+            render_backend=render,
+        )
+    except NotImplementedError as error:
+        raise InputError(f"reward_mode or obs_mode of {spec.env_id}: {' '.join(str(error).split())}") from error
+    except (KeyError, AssertionError) as error:
+        raise _control_mode_error(spec, error) from error
+
+
+def _check_assets(env_id: str) -> None:
+    from mani_skill.utils import assets
+    from mani_skill.utils.registration import REGISTERED_ENVS
+
+    for name in REGISTERED_ENVS[env_id].asset_download_ids or []:
+        sources = assets.DATA_GROUPS.get(name) or [name]
+        for source in sources:
+            if source in assets.DATA_SOURCES and not assets.is_data_source_downloaded(source):
+                raise InputError(
+                    f"env_id: expected the assets of {env_id} on this machine, {source} is missing: "
+                    f"python -m mani_skill.utils.download_asset {env_id}"
+                )
+
+
+def _control_mode_error(spec: EnvSpec, error: Exception) -> Exception:
+    """What to raise when a scene could not be built: an unknown controller is the user's, the rest is not."""
+    said = " ".join(str(error).split())
+    mode = spec.control_mode or DEFAULT_CONTROL_MODE
+    if mode not in said:
+        return error
+    close = difflib.get_close_matches(mode, said.replace("'", " ").replace(",", " ").split()[1:], n=1)
+    hint = f" (did you mean {close[0]}?)" if close and close[0] != mode else ""
+    return InputError(f"control_mode: expected a controller of {spec.env_id}, got {mode!r}{hint}: {said}")
+
+
+def time_limit(spec: EnvSpec) -> int | None:
+    """Env steps until truncation: what was asked for, or the limit the task is registered with."""
+    from mani_skill.utils.registration import REGISTERED_ENVS
+
+    limit = spec.max_episode_steps or REGISTERED_ENVS[spec.env_id].max_episode_steps
+    return int(limit) if limit else None
+
+
+def check_actions(spec: EnvSpec, space: gym.Space) -> None:
+    """Refuse controllers whose actions are not normalised: demonstrations hold them as they are.
+
+    Raises:
+        InputError: no Box, or limits other than [-1, 1].
+    """
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+        raise InputError(f"env_id: expected one robot with a Box action vector, {spec.env_id} has {space}")
+    if not (np.all(space.low == -1) and np.all(space.high == 1)):
+        raise InputError(
+            f"control_mode: expected a controller with actions in [-1, 1] (such as pd_ee_delta_pose or "
+            f"pd_joint_delta_pos), {spec.control_mode} has [{space.low.min():.3g}, {space.high.max():.3g}]"
+        )
+
+
+def state_keys(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    """The parts of the state vector in the environment's order: ``agent/qpos, agent/qvel, extra/tcp_pose``, ..."""
+    keys: list[str] = []
+
+    def walk(part: Mapping[str, Any], prefix: str) -> None:
+        for name, value in part.items():
+            if isinstance(value, Mapping):
+                walk(value, f"{prefix}{name}/")
+            else:
+                keys.append(f"{prefix}{name}")
+
+    walk({name: part for name, part in raw.items() if name not in ("sensor_data", "sensor_param")}, "")
+    return tuple(keys)
+
+
+class ManiSkillEnv(gym.Env):
+    """One environment in this process, with physics on the CPU.
+
+    Observations are the state ``[S]`` float32, or with ``obs_mode`` rgb
+    ``{"state": [S], "rgb": [H, W, 3k] uint8}``: k cameras along the channels, in the environment's order.
+    Rendering is nearly all of an rgb step's time, so whoever needs no image of a step sets ``images_wanted`` to
+    False before it: that step's ``"rgb"`` is then None, and ``image()`` renders the current one late.
+
+    Attributes:
+        images_wanted: whether ``step`` renders.
+        max_episode_steps: env steps until truncation, or None.
+        state_keys: names of the parts of the state, in order; None for obs_mode state.
+        cameras: names of the cameras, in order.
+    """
+
+    def __init__(self, spec: EnvSpec) -> None:
+        import torch
+        from mani_skill.utils import common
+
+        self._inference_mode = torch.inference_mode
+        self._flatten = common.flatten_state_dict
+        # Everything under inference mode, from the first tensor on: a quarter of a step's time (small operations).
+        with self._inference_mode():
+            self.simulator = make_simulator(spec, 1)
+        space = self.simulator.single_action_space
+        try:
+            check_actions(spec, space)
+        except InputError:
+            self.close()
+            raise
+        self.action_space = space
+        self.max_episode_steps = time_limit(spec)
+        self._rgb = spec.obs_mode == "rgb"
+        self.images_wanted = True
+        first = self.simulator._init_raw_obs
+        self.state_keys = state_keys(first) if self._rgb else None
+        self.cameras = tuple(first["sensor_data"]) if self._rgb else ()
+        self.observation_space = self._space(first, spec)
+        self._elapsed = 0
+
+    def _space(self, first: Any, spec: EnvSpec) -> gym.Space:
+        if not self._rgb:
+            return gym.spaces.Box(-np.inf, np.inf, (int(first.shape[-1]),), np.float32)
+        sizes = {name: tuple(data["rgb"].shape[1:3]) for name, data in first["sensor_data"].items()}
+        if len(set(sizes.values())) != 1:
+            raise InputError(f"env_id: expected cameras of one image size, {spec.env_id} has {sizes or 'none'}")
+        obs = self._observation(first)
+        return gym.spaces.Dict(
+            {
+                "state": gym.spaces.Box(-np.inf, np.inf, obs["state"].shape, np.float32),
+                "rgb": gym.spaces.Box(0, 255, obs["rgb"].shape, np.uint8),
+            }
+        )
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        self._elapsed = 0
+        with self._inference_mode():
+            obs, _ = self.simulator.reset(seed=seed)
+            return self._observation(obs), {}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        with self._inference_mode():
+            if self._rgb and not self.images_wanted:
+                # In this mode get_obs leaves the cameras out; the parts of the state stay the same.
+                self.simulator._obs_mode = "state_dict"
+            try:
+                obs, reward, terminated, _, info = self.simulator.step(action)
+            finally:
+                self.simulator._obs_mode = "rgb" if self._rgb else "state"
+            self._elapsed += 1
+            facts = {"success": bool(info["success"])} if "success" in info else {}
+            truncated = self.max_episode_steps is not None and self._elapsed >= self.max_episode_steps
+            # ManiSkill ends an episode on success or failure; ending on success is SuccessReward's to decide.
+            failed = bool(terminated) and not facts.get("success", False)
+            return self._observation(obs), float(reward), failed, truncated, facts
+
+    def image(self) -> np.ndarray:
+        """The cameras' images of the current state, ``[H, W, 3k]`` uint8."""
+        with self._inference_mode():
+            image: np.ndarray = self._observation(self.simulator.get_obs())["rgb"]
+            return image
+
+    def _observation(self, obs: Any) -> Any:
+        if not self._rgb:
+            return obs[0].numpy()
+        state = self._flatten({k: v for k, v in obs.items() if not k.startswith("sensor")}, use_torch=True)
+        images = [data["rgb"][0].numpy() for data in obs.get("sensor_data", {}).values()]
+        return {"state": state[0].numpy(), "rgb": np.concatenate(images, axis=-1) if images else None}
+
+    def close(self) -> None:
+        self.simulator.close()
