@@ -298,7 +298,7 @@ def test_demonstrations_where_no_folder_can_be_are_refused(run_command, files):
 
 
 def test_a_real_file_without_states_is_refused(run_command, files, shared_dir):
-    path = shared_dir / "demos/LiftPegUpright-v1/trajectory.rgb.pd_ee_delta_pose.physx_cpu.h5"
+    path = shared_dir / "demos/LiftPegUpright-v1/trajectory.none.pd_joint_pos.physx_cpu.h5"
     done = run_command(["pretrain", "--demo_path", path])
     assert done.status == 2 and len(done.error_lines) == 1
     assert "'obs'" in done.err and path.name in done.err
