@@ -1,4 +1,4 @@
-"""One demonstration's observations: state vectors from a flat data set or a dictionary of groups, images on demand."""
+"""Observations of one demonstration: state vectors from a dictionary of groups, and images on demand."""
 
 from __future__ import annotations
 

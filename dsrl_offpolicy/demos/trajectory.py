@@ -115,9 +115,9 @@ def read_demonstrations(
     Args:
         path: the ``.h5`` file.
         need_rewards: whether a file without ``rewards`` is an error.
-        need_images: whether trajectories get ``images``; a file without ``obs/sensor_data/*/rgb`` is an error then.
+        need_images: whether trajectories get ``images``; a file without them is an error then.
         state_keys: entries of a dictionary of observations (``agent/qpos``) in the order of the environment's
-            observation space, which HDF5 does not keep; default: ``agent/*``, then ``extra/*``, in the file's order.
+            observation space, which HDF5 does not keep; default: ``agent/*``, then ``extra/*``, as in the file.
         cameras: in the order of the images' channels; default: the file's order.
         limit: read only the first so many trajectories (in integer order of ``traj_i``).
 

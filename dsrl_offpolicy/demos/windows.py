@@ -82,9 +82,9 @@ def cut_windows(trajectories: Sequence[Trajectory], control_mode: str, spec: Win
     """Every window of every trajectory (starts run from -(o-1) to the last step).
 
     On the left the first observation and action repeat. On the right delta-controlled arms get zeros and the
-    last gripper command, others the last action. A truncation ends nothing: ManiSkill's recordings carry on past the
-    registered time limit and mark every step from there on. A termination ends the window that reaches it, with
-    discount 0.
+    last gripper command, others the last action. A truncation ends nothing: ManiSkill's recordings carry on past
+    the registered time limit and mark every step from there on. A termination ends the window that reaches it,
+    with discount 0.
 
     Raises:
         InputError: dense rewards asked of trajectories that have none.

@@ -142,7 +142,7 @@ def window_spec(spec: ShortcutFlowSpec, *, rewards: bool = True) -> WindowSpec:
 
 
 def to_batch(windows: Windows, table: Tensor) -> DemoBatch:
-    """Windows as tensors on the device of ``table [F, V+S]``, the encoded frames of all demonstrations in order."""
+    """Windows as tensors on the device of ``table [F, V+S]``, the encoded frames of all demonstrations."""
 
     def tensor(values: np.ndarray) -> Tensor:
         return torch.as_tensor(values, dtype=torch.float32, device=table.device)

@@ -31,10 +31,10 @@ def _frames(n: int, size: int, mark: int) -> np.ndarray:
 
 
 def _write(path: Path, lengths: tuple[int, ...] = (3, 2), **env_info: object) -> Path:
-    """Recordings as ManiSkill writes them in obs_mode rgb: agent and extra groups, two cameras, environment states.
+    """Recordings as ManiSkill writes them in obs_mode rgb: agent and extra, two cameras, environment states.
 
     In frame i of trajectory k, with b = 100 k + i: qpos [b, b + .1], qvel [b + .2], tcp [b + .3, b + .4],
-    grasped (bool) i odd, height (one number per step) b + .5; camera "wrist" shows 10 k + i, "base" 100 + 10 k + i.
+    grasped (bool) i odd, height (one number per step) b + .5; camera "wrist" shows 10 k + i, "base" 100 more.
     """
     with h5py.File(path, "w") as file:
         for k, n in enumerate(lengths):

@@ -95,7 +95,7 @@ def test_termination_has_no_bootstrap_and_truncation_keeps_it():
 
 def test_rows_index_the_frames_of_all_trajectories():
     # Trajectory 0 (2 steps) has frames 0, 1, 2 in rows 0, 1, 2; trajectory 1 (3 steps) frames 10..13 in rows 3..6.
-    # Windows of 2 frames start at t = 0, 1 and t = 0, 1, 2; on the left of each trajectory its own first row repeats.
+    # Windows of 2 frames start at t = 0, 1 and t = 0, 1, 2; on the left each trajectory's own first row repeats.
     trajectories = [_trajectory(2), _trajectory(3, first=10)]
     windows = cut_windows(trajectories, "pd_ee_delta_pos", _spec())
     assert frame_count(trajectories) == 7
