@@ -205,6 +205,26 @@ BAD_INPUT: dict[str, tuple[Callable[[Files], list[object]], list[str]]] = {
         lambda f: ["demos", "--env_id", "Pendulum-v1"],
         ["scripted expert", "Pendulum-v1"],
     ),
+    "no planner for it, demos": (
+        lambda f: ["demos", "--env_id", "PikCube-v1"],
+        ["env_id", "'PikCube-v1'", "did you mean PickCube-v1?", "LiftPegUpright-v1, ", "StackPyramid-v1"],
+    ),
+    "images of MetaWorld": (
+        lambda f: ["demos", "--env_id", TASK, "--obs_mode", "rgb"],
+        ["obs_mode", TASK, "ManiSkill", "rgb"],
+    ),
+    "another control mode of MetaWorld": (
+        lambda f: ["demos", "--env_id", TASK, "--control_mode", "pd_ee_delta_pose"],
+        ["control_mode", TASK, "pd_ee_delta_pose"],
+    ),
+    "a planner with a scripted expert's errors": (
+        lambda f: ["demos", "--env_id", "PickCube-v1", "--action_noise", 0.2],
+        ["action_noise", "PickCube-v1", "scripted expert", "0.2"],
+    ),
+    "a control mode to which no plan is converted": (
+        lambda f: ["demos", "--env_id", "PickCube-v1", "--control_mode", "pd_joint_pos"],
+        ["control_mode", "pd_ee_delta_pose", "'pd_joint_pos'", "did you mean pd_joint_delta_pos?"],
+    ),
     "discrete actions": (
         lambda f: _stage2(f, "--env_id", "CartPole-v1", "--reward_mode", "dense"),
         ["Box", "CartPole-v1", "Discrete"],
@@ -298,7 +318,7 @@ def test_demonstrations_where_no_folder_can_be_are_refused(run_command, files):
 
 
 def test_a_real_file_without_states_is_refused(run_command, files, shared_dir):
-    path = shared_dir / "demos/LiftPegUpright-v1/trajectory.rgb.pd_ee_delta_pose.physx_cpu.h5"
+    path = shared_dir / "demos/LiftPegUpright-v1/trajectory.none.pd_joint_pos.physx_cpu.h5"
     done = run_command(["pretrain", "--demo_path", path])
     assert done.status == 2 and len(done.error_lines) == 1
     assert "'obs'" in done.err and path.name in done.err

@@ -82,7 +82,10 @@ def test_the_command_line_names_only_existing_jobs():
         assert _room(module) == "train"
 
 
-@pytest.mark.parametrize(("library", "rooms"), [("wandb", {"tracking"}), ("metaworld", {"envs", "demos"})])
+@pytest.mark.parametrize(
+    ("library", "rooms"),
+    [("wandb", {"tracking"}), ("metaworld", {"envs", "demos"}), ("mani_skill", {"envs", "demos"})],
+)
 def test_optional_and_heavy_libraries_are_imported_where_they_are_adapted_and_only_when_used(library, rooms):
     for path in MODULES:
         room = _room(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts))

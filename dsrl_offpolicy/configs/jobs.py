@@ -89,20 +89,28 @@ class SteeringConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DemosConfig:
-    """dsrl demos: demonstrations from MetaWorld's scripted experts, imperfect on purpose."""
+    """dsrl demos: demonstrations from MetaWorld's imperfect scripted experts or ManiSkill's motion planner."""
 
     env_id: str = "pick-place-v3"
-    """A MetaWorld task with a scripted expert."""
+    """A MetaWorld task with a scripted expert, or a ManiSkill task with a motion planner."""
     out: Path | None = None
     """HDF5 file, which must not exist yet. Default: demos/<env_id>-seed<seed>.h5."""
     seed: int = 1
     """Seeds starts and errors."""
     episodes: int = 60
-    """Demonstrations; failures are kept."""
+    """Demonstrations; a scripted expert's failures are kept, a planner's are not."""
+    control_mode: str | None = None
+    """ManiSkill: what the actions are. Default: pd_ee_delta_pose; MetaWorld has only pd_ee_delta_pos."""
+    obs_mode: Literal["state", "rgb"] = "state"
+    """ManiSkill: record flat states, or images beside them."""
+    reward_mode: Literal["normalized_dense", "dense", "sparse"] = "normalized_dense"
+    """ManiSkill: which of its rewards to record."""
+    max_episode_steps: int = 1000
+    """ManiSkill: env steps until the recording's time limit; longer plans are dropped."""
     demo_steps: int = 150
-    """Env steps after which an unsuccessful demonstrator gives up."""
+    """Scripted expert: env steps after which it gives up without success."""
     action_noise: float = 0.1
-    """Standard deviation of the noise on the expert's actions."""
+    """Scripted expert: standard deviation of the noise on its actions."""
     noise_correlation: float = 0.5
     """Of that noise from one env step to the next, in [0, 1)."""
     wrong_goal_prob: float = 0.4

@@ -11,6 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from dsrl_offpolicy.demos.observations import READ_ERRORS, LazyImages, find_images, read_state
 from dsrl_offpolicy.errors import InputError
 
 
@@ -25,6 +26,7 @@ class Trajectory:
         terminated: ``[n]`` bool, as the simulator said.
         truncated: ``[n]`` bool, a time limit and not a termination.
         rewards: ``[n]`` float32, or None where the file has none.
+        images: n + 1 images read from the file when asked, or None where none were asked for.
     """
 
     obs: np.ndarray
@@ -33,6 +35,7 @@ class Trajectory:
     terminated: np.ndarray
     truncated: np.ndarray
     rewards: np.ndarray | None
+    images: LazyImages | None = None
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -40,12 +43,52 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """The trajectories of one file and what its JSON says of the environment."""
+    """The trajectories of one file and what its JSON says of the environment.
+
+    Attributes:
+        path: the HDF5 file.
+        trajectories: in integer order of ``traj_i``.
+        env_id, control_mode: empty where the JSON does not say.
+        obs_mode, reward_mode, sim_backend: None where the JSON does not say; ManiSkill's replay writes a null
+            ``reward_mode`` where it was left to the environment.
+        max_episode_steps: env steps of the recording environment's time limit, which recordings may exceed.
+    """
 
     path: Path
     trajectories: tuple[Trajectory, ...]
     env_id: str
     control_mode: str
+    obs_mode: str | None = None
+    reward_mode: str | None = None
+    sim_backend: str | None = None
+    max_episode_steps: int | None = None
+
+    def expect(
+        self,
+        *,
+        env_id: str | None = None,
+        control_mode: str | None = None,
+        obs_mode: str | None = None,
+        reward_mode: str | None = None,
+    ) -> None:
+        """Hold what was recorded against what is needed. None asks nothing, and what the JSON does not say fits.
+
+        ``reward_mode`` only matters where the file has rewards.
+
+        Raises:
+            InputError: naming what differs and the file.
+        """
+        has_rewards = any(t.rewards is not None for t in self.trajectories)
+        for name, expected, found in (
+            ("env_id", env_id, self.env_id),
+            ("control_mode", control_mode, self.control_mode),
+            ("obs_mode", obs_mode, self.obs_mode),
+            ("reward_mode", reward_mode, self.reward_mode if has_rewards else None),
+        ):
+            if expected and found and expected != found:
+                raise InputError(
+                    f"{name}: expected demonstrations recorded with {expected}, {self.path} has {found}"
+                )
 
     @property
     def state_dim(self) -> int:
@@ -58,12 +101,24 @@ class Demonstrations:
         return int(self.trajectories[0].actions.shape[1])
 
 
-def read_demonstrations(path: Path, *, need_rewards: bool = False, limit: int | None = None) -> Demonstrations:
-    """Read a ManiSkill HDF5 file of state observations with its JSON of the same stem.
+def read_demonstrations(
+    path: Path,
+    *,
+    need_rewards: bool = False,
+    need_images: bool = False,
+    state_keys: Sequence[str] | None = None,
+    cameras: Sequence[str] | None = None,
+    limit: int | None = None,
+) -> Demonstrations:
+    """Read a ManiSkill HDF5 file, of flat states or a dictionary of observations, with its JSON of the same stem.
 
     Args:
         path: the ``.h5`` file.
         need_rewards: whether a file without ``rewards`` is an error.
+        need_images: whether trajectories get ``images``; a file without them is an error then.
+        state_keys: entries of a dictionary of observations (``agent/qpos``) in the order of the environment's
+            observation space, which HDF5 does not keep; default: ``agent/*``, then ``extra/*``, as in the file.
+        cameras: in the order of the images' channels; default: the file's order.
         limit: read only the first so many trajectories (in integer order of ``traj_i``).
 
     Raises:
@@ -78,17 +133,29 @@ def read_demonstrations(path: Path, *, need_rewards: bool = False, limit: int | 
             names = sorted((n for n in file if _index(n) is not None), key=lambda n: _index(n) or 0)
             if not names:
                 raise InputError(f"{path}: expected groups traj_0, traj_1, ..., got {list(file)[:3]}")
-            trajectories = tuple(
-                _read_trajectory(path, name, _group(path, file, name), need_rewards) for name in names[:limit]
-            )
-    except OSError as error:
-        raise InputError(f"{path}: expected a readable HDF5 file, got: {error}") from error
+            reader = _Reader(path, need_rewards, need_images, state_keys, cameras)
+            trajectories = tuple(reader.read(name, _group(path, file, name)) for name in names[:limit])
+    except READ_ERRORS as error:
+        problem = " ".join(str(error).split())
+        raise InputError(f"{path}: expected a readable HDF5 file, got: {problem}") from error
     widths = {(t.obs.shape[1], t.actions.shape[1]) for t in trajectories}
     if len(widths) > 1:
         raise InputError(f"{path}: expected the same (obs, action) widths in every traj, got {sorted(widths)}")
+    sizes = {t.images.shape[1:] for t in trajectories if t.images is not None}
+    if len(sizes) > 1:
+        raise InputError(f"{path}: expected images of the same (H, W, C) in every traj, got {sorted(sizes)}")
     env_info = meta["env_info"]
     kwargs = env_info.get("env_kwargs") or {}
-    return Demonstrations(path, trajectories, str(env_info.get("env_id", "")), str(kwargs.get("control_mode", "")))
+    return Demonstrations(
+        path,
+        trajectories,
+        env_id=str(env_info.get("env_id") or ""),
+        control_mode=str(kwargs.get("control_mode") or meta["episodes"][0].get("control_mode") or ""),
+        obs_mode=kwargs.get("obs_mode"),
+        reward_mode=kwargs.get("reward_mode"),
+        sim_backend=kwargs.get("sim_backend"),
+        max_episode_steps=env_info.get("max_episode_steps"),
+    )
 
 
 def _index(name: str) -> int | None:
@@ -106,6 +173,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{companion}: expected JSON, got: {error}") from error
     if not isinstance(meta, dict) or not isinstance(meta.get("env_info"), dict):
         raise InputError(f"{companion}: expected an object with env_info, got none")
+    episodes = meta.get("episodes")
+    if not isinstance(episodes, list) or not episodes or not all(isinstance(e, dict) for e in episodes):
+        raise InputError(f"{companion}: expected a list 'episodes' with an entry per demonstration, got none")
     return meta
 
 
@@ -116,38 +186,60 @@ def _group(path: Path, file: h5py.File, name: str) -> h5py.Group:
     return group
 
 
-def _read_trajectory(path: Path, name: str, group: h5py.Group, need_rewards: bool) -> Trajectory:
-    where = f"{path}: {name}"
+@dataclass(frozen=True)
+class _Reader:
+    """What is asked of every trajectory of a file."""
 
-    def read(field: str, rows: int | None, dtype: type) -> np.ndarray:
-        item = group.get(field)
-        if not isinstance(item, h5py.Dataset):
-            kind = "a group (not state observations)" if isinstance(item, h5py.Group) else "none"
-            raise InputError(f"{where}: expected a data set {field!r}, got {kind}")
-        array = np.asarray(item[()])
-        if rows is not None and (array.ndim == 0 or len(array) != rows):
-            raise InputError(f"{where}: expected {rows} rows in {field!r}, got shape {array.shape}")
-        if dtype is np.float32 and not np.isfinite(array).all():
-            raise InputError(f"{where}: expected finite numbers in {field!r}, got NaN or infinity")
-        return array.astype(dtype)
+    path: Path
+    need_rewards: bool
+    need_images: bool
+    state_keys: Sequence[str] | None
+    cameras: Sequence[str] | None
 
-    actions = read("actions", None, np.float32)
-    if actions.ndim != 2 or len(actions) == 0:
-        raise InputError(f"{where}: expected actions [n, A] with n > 0, got shape {actions.shape}")
-    if np.abs(actions).max() > 1 + 1e-4:
-        raise InputError(f"{where}: expected actions in [-1, 1], got up to {np.abs(actions).max():.3g}")
-    n = len(actions)
-    obs = read("obs", n + 1, np.float32)
-    if obs.ndim != 2:
-        raise InputError(f"{where}: expected obs [n + 1, S], got shape {obs.shape}")
-    return Trajectory(
-        obs=obs,
-        actions=actions,
-        success=read("success", n, np.bool_),
-        terminated=read("terminated", n, np.bool_),
-        truncated=read("truncated", n, np.bool_),
-        rewards=read("rewards", n, np.float32) if need_rewards or "rewards" in group else None,
-    )
+    def read(self, name: str, group: h5py.Group) -> Trajectory:
+        where = f"{self.path}: {name}"
+        actions = _read_field(where, group, "actions", None, np.float32)
+        if actions.ndim != 2 or len(actions) == 0:
+            raise InputError(f"{where}: expected actions [n, A] with n > 0, got shape {actions.shape}")
+        n = len(actions)
+        obs = self._read_states(where, group, n + 1)
+        if np.abs(actions).max() > 1 + 1e-4:
+            raise InputError(f"{where}: expected actions in [-1, 1], got up to {np.abs(actions).max():.3g}")
+        rewards = self.need_rewards or "rewards" in group
+        return Trajectory(
+            obs=obs,
+            actions=actions,
+            success=_read_field(where, group, "success", n, np.bool_),
+            terminated=_read_field(where, group, "terminated", n, np.bool_),
+            truncated=_read_field(where, group, "truncated", n, np.bool_),
+            rewards=_read_field(where, group, "rewards", n, np.float32) if rewards else None,
+            images=find_images(where, self.path, group, n + 1, self.cameras) if self.need_images else None,
+        )
+
+    def _read_states(self, where: str, group: h5py.Group, rows: int) -> np.ndarray:
+        item = group.get("obs")
+        if isinstance(item, h5py.Group) and len(item):
+            obs = read_state(where, item, rows, self.state_keys)
+        else:
+            obs = _read_field(where, group, "obs", rows, np.float32)
+        if obs.ndim != 2:
+            raise InputError(f"{where}: expected obs [n + 1, S], got shape {obs.shape}")
+        if not np.isfinite(obs).all():
+            raise InputError(f"{where}: expected finite numbers in 'obs', got NaN or infinity")
+        return obs
+
+
+def _read_field(where: str, group: h5py.Group, field: str, rows: int | None, dtype: type) -> np.ndarray:
+    item = group.get(field)
+    if not isinstance(item, h5py.Dataset):
+        kind = "none" if item is None else "an empty group" if not len(item) else "a group"
+        raise InputError(f"{where}: expected a data set {field!r}, got {kind}")
+    array = np.asarray(item[()])
+    if rows is not None and (array.ndim == 0 or len(array) != rows):
+        raise InputError(f"{where}: expected {rows} rows in {field!r}, got shape {array.shape}")
+    if dtype is np.float32 and not np.isfinite(array).all():
+        raise InputError(f"{where}: expected finite numbers in {field!r}, got NaN or infinity")
+    return array.astype(dtype)
 
 
 def check_new_file(path: Path) -> None:

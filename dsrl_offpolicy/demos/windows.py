@@ -16,27 +16,30 @@ from dsrl_offpolicy.errors import InputError
 class Windows:
     """N windows, one for every env step t of every trajectory.
 
+    Observations are rows of one table of the frames of all trajectories in order, trajectory i with its n_i + 1
+    frames (``stack_states`` makes the table of states), so that a frame is encoded once: ``table[rows]``.
+
     Attributes:
-        frames: ``[N, o, S]``, ending at t.
+        rows: ``[N, o]`` int64, the frames ending at t.
         chunks: ``[N, T, A]``; row o-1 is the action of step t.
-        next_frames: ``[N, o, S]``, ending at t + n.
-        reward: ``[N]``, ``sum_{i<n} gamma^i r_{t+i}`` with n = min(H, steps left).
+        next_rows: ``[N, o]`` int64, the frames ending at t + n.
+        reward: ``[N]``, ``sum_{i<n} gamma^i r_{t+i}`` with n = min(H, steps left until a termination or the end).
         discount: ``[N]``, ``gamma^n * (1 - terminated)``.
         episode: ``[N]``, index of the trajectory.
     """
 
-    frames: np.ndarray
+    rows: np.ndarray
     chunks: np.ndarray
-    next_frames: np.ndarray
+    next_rows: np.ndarray
     reward: np.ndarray
     discount: np.ndarray
     episode: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.frames)
+        return len(self.rows)
 
     def select(self, mask: np.ndarray) -> Windows:
-        """The windows where ``mask`` holds."""
+        """The windows where ``mask`` holds; their rows are still rows of the whole table."""
         return Windows(*(getattr(self, name)[mask] for name in self.__dataclass_fields__))
 
 
@@ -65,21 +68,36 @@ def pads_with_zeros(control_mode: str) -> bool:
     return "delta" in control_mode
 
 
+def frame_count(trajectories: Sequence[Trajectory]) -> int:
+    """Frames of all trajectories: the length of the table that ``Windows.rows`` index."""
+    return sum(len(t) + 1 for t in trajectories)
+
+
+def stack_states(trajectories: Sequence[Trajectory]) -> np.ndarray:
+    """The states of all trajectories in order, ``[F, S]`` float32: the table that ``Windows.rows`` index."""
+    return np.concatenate([t.obs for t in trajectories])
+
+
 def cut_windows(trajectories: Sequence[Trajectory], control_mode: str, spec: WindowSpec) -> Windows:
     """Every window of every trajectory (starts run from -(o-1) to the last step).
 
     On the left the first observation and action repeat. On the right delta-controlled arms get zeros and the
-    last gripper command, others the last action.
+    last gripper command, others the last action. A truncation ends nothing: ManiSkill's recordings carry on past
+    the registered time limit and mark every step from there on. A termination ends the window that reaches it,
+    with discount 0.
 
     Raises:
         InputError: dense rewards asked of trajectories that have none.
     """
-    parts = [_cut(t, i, pads_with_zeros(control_mode), spec) for i, t in enumerate(trajectories)]
+    zero_pad, parts, first_row = pads_with_zeros(control_mode), [], 0
+    for index, trajectory in enumerate(trajectories):
+        parts.append(_cut(trajectory, index, first_row, zero_pad, spec))
+        first_row += len(trajectory) + 1
     return Windows(*(np.concatenate([getattr(p, name) for p in parts]) for name in Windows.__dataclass_fields__))
 
 
-def _cut(trajectory: Trajectory, index: int, zero_pad: bool, spec: WindowSpec) -> Windows:
-    obs, actions = trajectory.obs, trajectory.actions
+def _cut(trajectory: Trajectory, index: int, first_row: int, zero_pad: bool, spec: WindowSpec) -> Windows:
+    actions = trajectory.actions
     terminated = trajectory.terminated.copy()
     if spec.end_on_success and trajectory.success.any():
         length = int(np.argmax(trajectory.success)) + 1
@@ -90,24 +108,30 @@ def _cut(trajectory: Trajectory, index: int, zero_pad: bool, spec: WindowSpec) -
 
     t = np.arange(length)
     frame_offsets = np.arange(1 - spec.obs_horizon, 1)
-    n = np.minimum(spec.act_horizon, length - t)
-    rows = t[:, None] + np.arange(spec.pred_horizon) - (spec.obs_horizon - 1)
-    chunks = actions[np.clip(rows, 0, length - 1)]
+    n = np.minimum(spec.act_horizon, _last_steps(terminated[:length]) + 1 - t)
+    steps = t[:, None] + np.arange(spec.pred_horizon) - (spec.obs_horizon - 1)
+    chunks = actions[np.clip(steps, 0, length - 1)]
     if zero_pad:
-        beyond = rows >= length
+        beyond = steps >= length
         chunks[beyond] = 0
         chunks[beyond, -1] = actions[length - 1, -1]
     inside = np.arange(spec.act_horizon) < n[:, None]
     ahead = np.minimum(t[:, None] + np.arange(spec.act_horizon), length - 1)
     powers = spec.gamma ** np.arange(spec.act_horizon)
     return Windows(
-        frames=obs[np.maximum(t[:, None] + frame_offsets, 0)],
+        rows=first_row + np.maximum(t[:, None] + frame_offsets, 0),
         chunks=chunks,
-        next_frames=obs[np.maximum((t + n)[:, None] + frame_offsets, 0)],
+        next_rows=first_row + np.maximum((t + n)[:, None] + frame_offsets, 0),
         reward=(step_reward[ahead] * powers * inside).sum(1).astype(np.float32),
         discount=(spec.gamma**n * ~terminated[t + n - 1]).astype(np.float32),
         episode=np.full(length, index),
     )
+
+
+def _last_steps(terminated: np.ndarray) -> np.ndarray:
+    """For every step the first one from it on that terminates, or the last step where none does."""
+    steps = np.where(terminated, np.arange(len(terminated)), len(terminated) - 1)
+    return np.minimum.accumulate(steps[::-1])[::-1]
 
 
 def _rewards(trajectory: Trajectory, spec: WindowSpec) -> np.ndarray:

@@ -1,14 +1,18 @@
-"""``dsrl demos``: record imperfect scripted experts."""
+"""``dsrl demos``: record imperfect scripted experts (MetaWorld) or motion plans (ManiSkill)."""
 
 from __future__ import annotations
 
 import difflib
 import sys
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
 from dsrl_offpolicy.configs.jobs import DemosConfig
+from dsrl_offpolicy.demos.motion_planning import PLANNED_TASKS, record_motion_plans
+from dsrl_offpolicy.demos.planning_parts import PartCounts, PlanRequest
 from dsrl_offpolicy.demos.scripted import Imperfection, ScriptedExpert, record_episode
 from dsrl_offpolicy.demos.trajectory import Trajectory, check_new_file, write_demonstrations
 from dsrl_offpolicy.envs.simulators import make_env, metaworld_tasks
@@ -21,27 +25,76 @@ from dsrl_offpolicy.train.wiring import command
 CONTROL_MODE = "pd_ee_delta_pos"
 """What MetaWorld's actions are: a displacement of the gripper and its opening."""
 
+PLANNED_CONTROL_MODE = "pd_ee_delta_pose"
+"""What ManiSkill's plans are converted to where nothing is said."""
 
-def check_task(flag: str, task: str) -> None:
-    """Refuse what is no MetaWorld task.
+PLANNER_FLAGS = ("control_mode", "obs_mode", "reward_mode", "max_episode_steps")
+EXPERT_FLAGS = (
+    "demo_steps", "action_noise", "noise_correlation", "wrong_goal_prob", "wrong_goal_offset", "wrong_goal_mirror",
+)  # fmt: skip
+
+
+def check_task(flag: str, task: str, planned: Sequence[str] = ()) -> None:
+    """Refuse what is no MetaWorld task, nor one of ``planned``.
 
     Raises:
         InputError: naming the nearest task.
     """
-    tasks = metaworld_tasks()
+    tasks = [*metaworld_tasks(), *planned]
     if task not in tasks:
         close = difflib.get_close_matches(task, tasks, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise InputError(f"{flag}: expected a MetaWorld task with a scripted expert, got {task!r}{hint}")
+        others = f" or a ManiSkill task with a motion planner ({', '.join(planned)})" if planned else ""
+        raise InputError(f"{flag}: expected a MetaWorld task with a scripted expert{others}, got {task!r}{hint}")
 
 
 def run(config: DemosConfig) -> Path:
-    """Record ``config.episodes`` demonstrations and write HDF5 and JSON. Returns the HDF5's path.
+    """Record ``config.episodes`` demonstrations and write HDF5 and JSON. Returns the HDF5's path."""
+    check_task("env_id", config.env_id, PLANNED_TASKS)
+    path = (config.out or Path("demos") / f"{config.env_id}-seed{config.seed}.h5").expanduser()
+    if config.env_id in PLANNED_TASKS:
+        _refuse(config, EXPERT_FLAGS, "a scripted expert")
+        _record_plans(config, path)
+    else:
+        named = config.control_mode == CONTROL_MODE  # the one that it has
+        _refuse(config, [f for f in PLANNER_FLAGS if not (named and f == "control_mode")], "ManiSkill's planner")
+        _record_expert(config, path)
+    return path
 
-    Rewards are the simulator's dense ones; the sparse ones follow from ``success``.
-    """
-    check_task("env_id", config.env_id)
-    path = config.out or Path("demos") / f"{config.env_id}-seed{config.seed}.h5"
+
+def _refuse(config: DemosConfig, flags: Sequence[str], whose: str) -> None:
+    """Raises InputError for flags that were set and mean nothing for the task."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in flags and value != field.default:
+            raise InputError(
+                f"{field.name}: expected nothing for {config.env_id}, it is a setting of {whose}, got {value}"
+            )
+
+
+def _record_plans(config: DemosConfig, path: Path) -> None:
+    rng = numpy_generator(config.seed, "demonstrations")
+    request = PlanRequest(
+        env_id=config.env_id,
+        control_mode=config.control_mode or PLANNED_CONTROL_MODE,
+        obs_mode=config.obs_mode,
+        reward_mode=config.reward_mode,
+        max_episode_steps=config.max_episode_steps,
+        episodes=config.episodes,
+        seed=config.seed,
+        first_seed=int(rng.integers(FIRST_EVALUATION_SEED // 2)),  # starts count up from it
+    )
+    with ProgressReport("demos", config.episodes, "episodes") as progress:
+
+        def report(counts: PartCounts) -> None:
+            lost = {"failed plans": counts.failed_plans, "failed replays": counts.failed_replays}
+            progress.report(counts.kept, {"planned": counts.planned, **lost})
+
+        record_motion_plans(request, path, report)
+
+
+def _record_expert(config: DemosConfig, path: Path) -> None:
+    """Rewards are the simulator's dense ones; the sparse ones follow from ``success``."""
     check_new_file(path)
     env = make_env(EnvSpec(config.env_id, reward_mode="dense", end_on_success=True))
     imperfection = Imperfection(
@@ -78,7 +131,6 @@ def run(config: DemosConfig) -> Path:
         "max_episode_steps": config.demo_steps,
     }
     write_demonstrations(path, trajectories, env_info, seeds)
-    return path
 
 
 main = command(DemosConfig, "demos.yaml", "dsrl demos")(run)

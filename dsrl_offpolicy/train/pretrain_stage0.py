@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dsrl_offpolicy.agents.awsc import AWSCAgent, DemoBatch
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, ShortcutFlowSpec, StateEncoder
 from dsrl_offpolicy.checkpoint import save_checkpoint
 from dsrl_offpolicy.configs.jobs import Stage0Config
 from dsrl_offpolicy.demos.trajectory import Demonstrations, read_demonstrations
-from dsrl_offpolicy.demos.windows import Windows, WindowSpec, cut_windows
+from dsrl_offpolicy.demos.windows import Windows, WindowSpec, cut_windows, stack_states
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, summarise
@@ -34,9 +35,9 @@ def run(config: Stage0Config) -> Path:
         raise InputError(f"env_id: expected {demos.env_id} as in the demonstrations, got {config.env_id}")
     spec = base_spec(config, demos)
     windows = cut_windows(demos.trajectories, demos.control_mode, window_spec(spec))
-    states = np.concatenate([t.obs for t in demos.trajectories])
-    encoder = StateEncoder.fit(torch.from_numpy(states)).to(device)
-    data = to_batch(windows, encoder, device)
+    states = torch.from_numpy(stack_states(demos.trajectories))
+    encoder = StateEncoder.fit(states).to(device)
+    data = to_batch(windows, encoder(states.to(device)[:, None]))
     agent = AWSCAgent(
         spec,
         lr=config.lr,
@@ -140,18 +141,21 @@ def window_spec(spec: ShortcutFlowSpec, *, rewards: bool = True) -> WindowSpec:
     )
 
 
-def to_batch(windows: Windows, encoder: StateEncoder, device: torch.device) -> DemoBatch:
-    """Windows as tensors on the device, observations encoded once."""
+def to_batch(windows: Windows, table: Tensor) -> DemoBatch:
+    """Windows as tensors on the device of ``table [F, V+S]``, the encoded frames of all demonstrations."""
 
-    def tensor(values: np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(values, dtype=torch.float32, device=device)
+    def tensor(values: np.ndarray) -> Tensor:
+        return torch.as_tensor(values, dtype=torch.float32, device=table.device)
+
+    def features(rows: np.ndarray) -> Tensor:
+        return table[torch.from_numpy(rows).to(table.device)].flatten(1)
 
     return DemoBatch(
-        encoder(tensor(windows.frames)),
+        features(windows.rows),
         tensor(windows.chunks),
         tensor(windows.reward),
         tensor(windows.discount),
-        encoder(tensor(windows.next_frames)),
+        features(windows.next_rows),
     )
 
 

@@ -15,7 +15,7 @@ from dsrl_offpolicy.agents.aw_mle import AWMLEAgent
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
 from dsrl_offpolicy.configs.jobs import Stage1Config
 from dsrl_offpolicy.demos.trajectory import read_demonstrations
-from dsrl_offpolicy.demos.windows import cut_windows, split_episodes
+from dsrl_offpolicy.demos.windows import cut_windows, split_episodes, stack_states
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import EvaluationSummary, evaluation_seeds, run_episodes, summarise
@@ -80,7 +80,8 @@ def _load_states(config: Stage1Config, base: ShortcutFlowPolicy, device: torch.d
         )
     windows = cut_windows(demos.trajectories, demos.control_mode, window_spec(base.spec, rewards=False))
     parts = split_episodes(windows, config.held_out_fraction)
-    train, held_out = (base.encode(torch.from_numpy(p.frames).to(device)) for p in parts)
+    table = base.encoder(torch.from_numpy(stack_states(demos.trajectories)).to(device)[:, None])
+    train, held_out = (table[torch.from_numpy(p.rows).to(device)].flatten(1) for p in parts)
     return train, held_out
 
 

@@ -77,8 +77,8 @@ def test_real_maniskill_state_file(shared_dir):
     assert np.median([len(t) for t in demos.trajectories]) == pytest.approx(175, abs=10)
 
 
-def test_real_rgb_file_is_refused_for_its_lack_of_states(shared_dir):
-    path = shared_dir / REAL.format("rgb.pd_ee_delta_pose")
+def test_real_file_recorded_without_observations_is_refused(shared_dir):
+    path = shared_dir / REAL.format("none.pd_joint_pos")
     with pytest.raises(InputError) as error:
         read_demonstrations(path)
     assert "'obs'" in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
@@ -142,11 +142,22 @@ def test_a_missing_file_and_a_missing_json_are_named(file, tmp_path):
         read_demonstrations(file)
 
 
-@pytest.mark.parametrize("text", ["{not json", "[]", "{}"])
+NO_EPISODES = ['{"env_info": {}}', '{"env_info": {}, "episodes": []}', '{"env_info": {}, "episodes": 3}']
+
+
+@pytest.mark.parametrize("text", ["{not json", "[]", "{}", *NO_EPISODES])
 def test_a_damaged_json_is_refused(file, text):
     file.with_suffix(".json").write_text(text)
-    with pytest.raises(InputError, match=r"made\.json"):
+    with pytest.raises(InputError, match=r"made\.json") as error:
         read_demonstrations(file)
+    assert ("episodes" in str(error.value)) == (text in NO_EPISODES)
+
+
+def test_what_is_no_hdf5_is_refused_in_one_line(file):
+    file.write_text("obs,actions\n1,2\n")
+    with pytest.raises(InputError, match="readable HDF5") as error:
+        read_demonstrations(file)
+    assert str(file) in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.9])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dsrl_offpolicy.demos.trajectory import Trajectory
-from dsrl_offpolicy.demos.windows import WindowSpec, cut_windows, split_episodes
+from dsrl_offpolicy.demos.windows import WindowSpec, cut_windows, frame_count, split_episodes, stack_states
 from dsrl_offpolicy.errors import InputError
 
 GAMMA = 0.5
@@ -42,12 +42,12 @@ def test_every_step_of_every_trajectory_is_a_window():
     windows = cut_windows([_trajectory(5), _trajectory(3, first=10)], "pd_ee_delta_pos", _spec())
     assert len(windows) == 8
     assert windows.episode.tolist() == [0] * 5 + [1] * 3
-    assert windows.frames.shape == (8, 2, 1) and windows.chunks.shape == (8, 4, 2)
+    assert windows.rows.shape == (8, 2) and windows.chunks.shape == (8, 4, 2)
 
 
 def test_on_the_left_the_first_observation_and_action_repeat():
     windows = cut_windows([_trajectory()], "pd_ee_delta_pos", _spec())
-    assert windows.frames[:3, :, 0].tolist() == [[0, 0], [0, 1], [1, 2]]
+    assert windows.rows[:3].tolist() == [[0, 0], [0, 1], [1, 2]]
     assert _hundredths(windows.chunks[0]) == [[1, -1], [1, -1], [2, -2], [3, -3]]  # row o-1 = 1 is action 0
     assert _hundredths(windows.chunks[1]) == [[1, -1], [2, -2], [3, -3], [4, -4]]
 
@@ -74,15 +74,15 @@ def test_reward_and_discount_of_whole_and_of_cut_chunks():
     windows = cut_windows([_trajectory(5)], "pd_ee_delta_pos", _spec())
     assert windows.reward.tolist() == [1 + 0.5 * 2, 2 + 0.5 * 3, 3 + 0.5 * 4, 4 + 0.5 * 5, 5]
     assert windows.discount.tolist() == [0.25, 0.25, 0.25, 0.25, 0.5]  # gamma^n, n = 1 for the last
-    assert windows.next_frames[:, :, 0].tolist() == [[1, 2], [2, 3], [3, 4], [4, 5], [4, 5]]
+    assert windows.next_rows.tolist() == [[1, 2], [2, 3], [3, 4], [4, 5], [4, 5]]
 
 
 def test_three_step_chunks():
     windows = cut_windows([_trajectory(4)], "pd_ee_delta_pos", _spec(obs_horizon=1, act_horizon=3))
     assert windows.reward.tolist() == [1 + 1 + 0.75, 2 + 1.5 + 1, 3 + 2, 4]
     assert windows.discount.tolist() == [0.125, 0.125, 0.25, 0.5]
-    assert windows.frames[:, 0, 0].tolist() == [0, 1, 2, 3]
-    assert windows.next_frames[:, 0, 0].tolist() == [3, 4, 4, 4]
+    assert windows.rows[:, 0].tolist() == [0, 1, 2, 3]
+    assert windows.next_rows[:, 0].tolist() == [3, 4, 4, 4]
     assert _hundredths(windows.chunks[0])[0] == [1, -1]  # o = 1: row 0 is the action of this step
 
 
@@ -91,6 +91,45 @@ def test_termination_has_no_bootstrap_and_truncation_keeps_it():
     assert terminated.discount.tolist() == [0.25, 0, 0]  # windows 1 and 2 reach the last step
     truncated = cut_windows([_trajectory(3, truncated_at=[1, 2])], "pd_ee_delta_pos", _spec())
     assert truncated.discount.tolist() == [0.25, 0.25, 0.5]
+
+
+def test_rows_index_the_frames_of_all_trajectories():
+    # Trajectory 0 (2 steps) has frames 0, 1, 2 in rows 0, 1, 2; trajectory 1 (3 steps) frames 10..13 in rows 3..6.
+    # Windows of 2 frames start at t = 0, 1 and t = 0, 1, 2; on the left each trajectory's own first row repeats.
+    trajectories = [_trajectory(2), _trajectory(3, first=10)]
+    windows = cut_windows(trajectories, "pd_ee_delta_pos", _spec())
+    assert frame_count(trajectories) == 7
+    assert stack_states(trajectories)[:, 0].tolist() == [0, 1, 2, 10, 11, 12, 13]
+    assert windows.rows.tolist() == [[0, 0], [0, 1], [3, 3], [3, 4], [4, 5]]
+    # H = 2: the next frames end at t + min(2, steps left) = 2, 2 and 2, 3, 3.
+    assert windows.next_rows.tolist() == [[1, 2], [1, 2], [4, 5], [5, 6], [5, 6]]
+
+
+def test_a_success_leaves_the_frames_after_it_in_the_table():
+    # Trajectory 0 is cut after step 1, but its 6 frames stay: trajectory 1 starts at row 6.
+    trajectories = [_trajectory(5, success_at=[1]), _trajectory(2, first=10)]
+    windows = cut_windows(trajectories, "pd_ee_delta_pos", _spec())
+    assert windows.rows.tolist() == [[0, 0], [0, 1], [6, 6], [6, 7]]
+    assert frame_count(trajectories) == len(stack_states(trajectories)) == 9
+
+
+def test_a_time_limit_inside_a_demonstration_ends_nothing():
+    # ManiSkill's recordings: truncated from the registered limit (here step 1) on, terminated while successful.
+    trajectory = _trajectory(4, truncated_at=[1, 2, 3], terminated_at=[3])
+    windows = cut_windows([trajectory], "pd_ee_delta_pose", _spec())
+    assert len(windows) == 4
+    assert windows.discount.tolist() == [0.25, 0.25, 0, 0]  # windows 2 and 3 reach step 3, no other ends anything
+    assert windows.next_rows.tolist() == [[1, 2], [2, 3], [3, 4], [3, 4]]
+
+
+def test_a_termination_inside_a_demonstration_ends_the_windows_that_reach_it():
+    # Steps 1 and 3 of 5 terminate (a success lost and found again), and success does not cut the demonstration.
+    # First termination from t on: 1, 1, 3, 3, none; n = min(2, that - t + 1) = 2, 1, 2, 1, and 1 (the last step).
+    trajectory = _trajectory(5, terminated_at=[1, 3])
+    windows = cut_windows([trajectory], "pd_ee_delta_pose", _spec(end_on_success=False))
+    assert windows.next_rows[:, -1].tolist() == [2, 2, 4, 4, 5]
+    assert windows.discount.tolist() == [0, 0, 0, 0, 0.5]
+    assert windows.reward.tolist() == [1 + 0.5 * 2, 2, 3 + 0.5 * 4, 4, 5]  # nothing beyond a termination
 
 
 def test_success_ends_and_terminates_the_demonstration():
@@ -129,11 +168,14 @@ def test_more_rows_than_the_chunk_holds_are_refused():
 
 
 def test_episodes_are_held_out_whole():
-    windows = cut_windows([_trajectory(3, first=10 * i) for i in range(5)], "", _spec())
+    trajectories = [_trajectory(3, first=10 * i) for i in range(5)]
+    windows = cut_windows(trajectories, "", _spec())
     train, held_out = split_episodes(windows, 0.4)
     assert sorted(set(train.episode)) == [0, 1, 2] and sorted(set(held_out.episode)) == [3, 4]
     assert len(train) == 9 and len(held_out) == 6
-    assert held_out.frames[0, -1, 0] == 30
+    # 4 frames each: trajectory 3 starts at row 12 of the whole table, where its first observation is 30.
+    assert held_out.rows[0].tolist() == [12, 12]
+    assert stack_states(trajectories)[held_out.rows[0, -1], 0] == 30
     train, held_out = split_episodes(windows, 0.01)
     assert sorted(set(held_out.episode)) == [4]  # at least one
     train, held_out = split_episodes(windows, 0.99)
