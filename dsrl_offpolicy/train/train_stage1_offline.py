@@ -41,7 +41,7 @@ from dsrl_offpolicy.train.wiring import (
 def run(config: Stage1Config) -> Path:
     """Train, verify on held-out states, evaluate in the environment. Returns the run folder."""
     device = start_torch(config)
-    base = load_base(config.awsc_checkpoint, device)
+    base = load_base(config, device)
     train_states, held_out_states = _load_states(config, base, device)
     agent = _build_agent(config, base, device)
     env_spec = base_env_spec(base.spec, config.env_id, config.max_episode_steps, config.eval_end_on_success)
