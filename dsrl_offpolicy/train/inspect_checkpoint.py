@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -148,7 +149,7 @@ def print_table(report: Mapping[str, Any]) -> None:
                 table.add_row(f"{name}.{inner}", _cell(content))
         else:
             table.add_row(name, _cell(value))
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    Console(width=None if sys.stdout.isatty() else 110, markup=False, highlight=False).print(table)
 
 
 def _cell(value: Any) -> str:
@@ -156,7 +157,16 @@ def _cell(value: Any) -> str:
         return ", ".join(f"({_cell(inner)})" if isinstance(inner, list) else _cell(inner) for inner in value)
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return "unknown" if value is None else str(value)
+    return "none" if value is None else str(value)
+
+
+def _finite(value: Any) -> Any:
+    """Numbers that JSON does not know (an unbounded action_magnitude) as text."""
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class _Parser(argparse.ArgumentParser):
@@ -171,9 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _Parser(prog=PROG, description="What a checkpoint holds.", allow_abbrev=False)
     actions = parser.add_subparsers(dest="action", required=True, metavar="inspect")
     command = actions.add_parser("inspect", help="kind, shapes, counters and sizes", allow_abbrev=False)
-    command.add_argument(
-        "file", type=Path, metavar="FILE", help="a base policy (ours or published) or latent policy"
-    )
+    command.add_argument("file", type=Path, metavar="FILE", help="a base policy or a latent policy")
     command.add_argument("--json", action="store_true", help="print JSON rather than a table")
     try:
         options = parser.parse_args(argv)
@@ -182,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{PROG}: error: {error}", file=sys.stderr)
         return 2
     if options.json:
-        print(json.dumps(report, indent=2))
+        print(json.dumps(_finite(report), indent=2))
     else:
         print_table(report)
     return 0
