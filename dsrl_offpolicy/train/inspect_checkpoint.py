@@ -177,7 +177,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``dsrl checkpoint inspect FILE [--json]``: returns the exit status, 2 for a file that cannot be inspected."""
+    """``dsrl checkpoint inspect FILE [--json]``: returns the exit status, 2 where something given is wrong."""
     parser = _Parser(prog=PROG, description="What a checkpoint holds.", allow_abbrev=False)
     actions = parser.add_subparsers(dest="action", required=True, metavar="inspect")
     command = actions.add_parser("inspect", help="kind, shapes, counters and sizes", allow_abbrev=False)
