@@ -22,7 +22,7 @@ def main() -> int:
     from dsrl_offpolicy.train.wiring import base_env_spec, build_layout, load_base, start_torch
 
     config = parse_job(EvalConfig, "eval.yaml", "fresh_policy", sys.argv[1:])
-    base = load_base(config.awsc_checkpoint, start_torch(config))
+    base = load_base(config, start_torch(config))
     steering = SteeringConfig()
     policy = LatentPolicy(base.feature_dim, steering.actor_hidden_dims, build_layout(base, steering))
     sources = {"base": prior_source(), "fresh policy": policy_source(policy, deterministic=False)}

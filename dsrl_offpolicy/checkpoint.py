@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,33 @@ def save_checkpoint(path: Path, kind: str, content: Mapping[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def read_tensors(path: Path, what: str, flag: str, device: str | torch.device = "cpu") -> Any:
+    """Read a file of tensors and plain values, whatever they are.
+
+    Args:
+        path: the file.
+        what: what is expected in it, for an error.
+        flag: the setting to name in an error.
+        device: where its tensors go.
+
+    Raises:
+        InputError: no such file, damaged, or holding code.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        problem = "is not a file" if path.exists() else "does not exist"
+        raise InputError(f"{flag}: expected a {what}, {path} {problem}")
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{flag}: expected a checkpoint of tensors, {path} holds other code or is damaged"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        cause = type(error).__name__
+        raise InputError(f"{flag}: expected a {what}, {path} cannot be read ({cause})") from error
+
+
 def load_checkpoint(path: Path, kind: str, flag: str, device: str | torch.device = "cpu") -> dict[str, Any]:
     """Read a checkpoint and check that it is of ``kind``.
 
@@ -42,19 +69,15 @@ def load_checkpoint(path: Path, kind: str, flag: str, device: str | torch.device
     Raises:
         InputError: no such file, not a checkpoint of tensors, another kind or format version.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        problem = "is not a file" if path.exists() else "does not exist"
-        raise InputError(f"{flag}: expected a {kind} checkpoint, {path} {problem}")
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{flag}: expected a checkpoint of tensors, {path} holds other code or is damaged"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        cause = type(error).__name__
-        raise InputError(f"{flag}: expected a {kind} checkpoint, {path} cannot be read ({cause})") from error
+    return check_kind(read_tensors(path, f"{kind} checkpoint", flag, device), path, kind, flag)
+
+
+def check_kind(content: Any, path: Path, kind: str, flag: str) -> dict[str, Any]:
+    """The content of a file that was read, once it is a checkpoint of ``kind``.
+
+    Raises:
+        InputError: another kind or format version.
+    """
     found = content.get("kind") if isinstance(content, dict) else None
     if found != kind:
         raise InputError(f"{flag}: expected a {kind} checkpoint, {path} is {found or 'something else'}")
@@ -62,16 +85,28 @@ def load_checkpoint(path: Path, kind: str, flag: str, device: str | torch.device
         raise InputError(
             f"{flag}: expected format version {FORMAT_VERSION}, {path} has {content.get('format_version')}"
         )
-    return content
+    return dict(content)
 
 
-def load_weights(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+def load_weights(
+    module: nn.Module,
+    weights: Mapping[str, Tensor],
+    where: str,
+    stored_name: Callable[[str], str] = lambda name: name,
+) -> None:
     """Load a state dict whole, or name the first tensor that does not fit.
+
+    Args:
+        module: what takes the weights.
+        weights: tensors by their stored name.
+        where: the place to name in an error.
+        stored_name: from the module's name of a tensor to its stored name.
 
     Raises:
         InputError: a missing, unexpected or wrongly shaped tensor.
     """
-    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    names = {stored_name(name): name for name in module.state_dict()}
+    expected = {stored_name(name): tuple(value.shape) for name, value in module.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     for name in [*expected, *found]:
         if expected.get(name) != found.get(name):
@@ -79,4 +114,4 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], where: str) -
                 f"{where}: tensor {name}: expected shape {expected.get(name, 'none')}, "
                 f"got {found.get(name, 'none')}"
             )
-    module.load_state_dict(weights)
+    module.load_state_dict({names[name]: value for name, value in weights.items()})

@@ -17,6 +17,8 @@ COMMANDS = {
     "stage2": ("dsrl_offpolicy.train.train_stage2_online", "Stage 2: online SAC in latent space"),
     "eval": ("dsrl_offpolicy.train.evaluate", "compare base, controls and latent policies"),
 }
+TOOLS = {"checkpoint": ("dsrl_offpolicy.train.inspect_checkpoint", "inspect FILE: what a checkpoint holds")}
+"""Commands that are no job: they have no settings and leave no run folder."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,21 +33,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     name, *rest = arguments
-    if name not in COMMANDS:
+    commands = {**COMMANDS, **TOOLS}
+    if name not in commands:
         import difflib
 
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"valid: {', '.join(COMMANDS)}"
+        close = difflib.get_close_matches(name, commands, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"valid: {', '.join(commands)}"
         print(f"dsrl: error: unknown command {name!r}; {hint}", file=sys.stderr)
         return 2
-    module = importlib.import_module(COMMANDS[name][0])
+    module = importlib.import_module(commands[name][0])
     status: int = module.main(rest)
     return status
 
 
 def _usage() -> str:
     lines = ["usage: dsrl COMMAND [--config FILE.yaml] [--flags]   (dsrl COMMAND --help lists its flags)", ""]
-    lines += [f"  {name:<11} {what}" for name, (_, what) in COMMANDS.items()]
+    lines += [f"  {name:<11} {what}" for name, (_, what) in {**COMMANDS, **TOOLS}.items()]
     return "\n".join(lines)
 
 

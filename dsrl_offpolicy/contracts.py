@@ -6,6 +6,8 @@ Shapes, as they stand in every annotation of this package:
 ``B``  batch
 ``D``  features of the frozen observation encoder (all stacked frames)
 ``S``  state dimensions of one frame, ``o`` frames (``obs_horizon``)
+``V``  features of one frame's images (0 without); a frame is ``[visual, state]``
+``F``  features of one frame, V + S, so that D = o * F
 ``T``  rows of a decoded chunk (``pred_horizon``, T_p)
 ``H``  rows that are executed (``act_horizon``)
 ``A``  action dimensions
@@ -30,7 +32,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 Observation = Tensor | Mapping[str, Tensor]
-"""A frame stack: states ``[B, o, S]``, or ``{"state": [B, o, S], "rgb": [B, o, H, W, 3k] uint8}``."""
+"""A frame stack, oldest frame first: states ``[B, o, S]``, or a mapping with that tensor under ``"state"`` and, for
+a policy of images, ``[B, o, H, W, 3k]`` uint8 of k cameras under ``"rgb"``."""
 
 
 def observation_tensors(obs: Any, device: torch.device | str) -> Observation:
@@ -66,6 +69,9 @@ class BasePolicy(ABC):
         critic_rows: the H rows of a chunk that ``q_values`` was trained on.
         obs_horizon: o, stacked frames per observation.
         state_dim: S.
+        image_channels: channels of a frame's images, 3 per camera; 0 for a policy of states alone.
+        visual_dim: V.
+        image_size: (height, width) in pixels; None for unknown or any.
     """
 
     feature_dim: int
@@ -74,10 +80,26 @@ class BasePolicy(ABC):
     critic_rows: slice
     obs_horizon: int
     state_dim: int
+    image_channels: int = 0
+    visual_dim: int = 0
+    image_size: tuple[int, int] | None = None
 
     @abstractmethod
     def encode(self, obs: Observation) -> Float[Tensor, "B D"]:
-        """Features of a frame stack (oldest frame first)."""
+        """Features of a frame stack: those of its frames, oldest first."""
+
+    def encode_frames(self, state: Tensor, rgb: Tensor | None = None) -> Float[Tensor, "N F"]:
+        """Features of single frames, so that a frame that several stacks share is encoded once.
+
+        Args:
+            state: ``[N, S]``.
+            rgb: ``[N, height, width, 3k]`` uint8; needed, and read, only by a policy of images.
+
+        Raises:
+            InputError: a wrong shape or dtype, missing images, or another number of cameras.
+            NotImplementedError: a policy that encodes whole stacks only.
+        """
+        raise NotImplementedError(f"{type(self).__name__} encodes whole stacks only")
 
     @abstractmethod
     def decode(self, features: Float[Tensor, "B D"], latent: Float[Tensor, "B T A"]) -> Float[Tensor, "B T A"]:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from dsrl_offpolicy.agents.aw_mle import AWMLEAgent
 from dsrl_offpolicy.agents.awsc import AWSCAgent, DemoBatch
 from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent
-from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, ShortcutFlowSpec, StateEncoder
+from dsrl_offpolicy.base_policies.observation_encoder import ObservationEncoder
+from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, ShortcutFlowSpec
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.contracts import BasePolicy, MacroBatch
 from dsrl_offpolicy.errors import InputError
@@ -861,8 +862,8 @@ def test_base_policy_is_no_part_of_what_aw_mle_saves() -> None:
 # --- Stage 0: AWSC -------------------------------------------------------------------------------------------
 
 
-def unit_encoder() -> StateEncoder:
-    return StateEncoder(torch.zeros(1), torch.ones(1))
+def unit_encoder() -> ObservationEncoder:
+    return ObservationEncoder(torch.zeros(1), torch.ones(1))
 
 
 def flow_spec(**changes: object) -> ShortcutFlowSpec:

@@ -13,7 +13,8 @@ from torch.distributions import AffineTransform, Independent, Normal, TanhTransf
 from torch.distributions import kl_divergence as torch_kl
 
 from dsrl_offpolicy.base_policies.loading import load_base_policy
-from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, ShortcutFlowSpec, StateEncoder
+from dsrl_offpolicy.base_policies.observation_encoder import ObservationEncoder
+from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, ShortcutFlowSpec
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.checkpoint import load_weights, save_checkpoint
 from dsrl_offpolicy.errors import InputError
@@ -562,7 +563,7 @@ def flow_spec(**changes: object) -> ShortcutFlowSpec:
 def flow_policy(**changes: object) -> ShortcutFlowPolicy:
     torch.manual_seed(0)
     spec = flow_spec(**changes)
-    encoder = StateEncoder(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 0.5]))
+    encoder = ObservationEncoder(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 0.5]))
     return ShortcutFlowPolicy(spec, encoder, spec.build_velocity(), spec.build_critic())
 
 
@@ -593,7 +594,7 @@ def test_base_policy_normalises_frames_and_concatenates_them_oldest_first() -> N
 
 
 def test_encoder_only_centres_dimensions_that_never_vary() -> None:
-    encoder = StateEncoder.fit(torch.tensor([[0.0, 5.0], [2.0, 5.0]]))
+    encoder = ObservationEncoder.fit(torch.tensor([[0.0, 5.0], [2.0, 5.0]]))
     # mean (1, 5); sample standard deviation of (0, 2) is sqrt 2
     expected = torch.tensor([[math.sqrt(0.5), 1.0]])
     torch.testing.assert_close(encoder(torch.tensor([[[2.0, 6.0]]])), expected)

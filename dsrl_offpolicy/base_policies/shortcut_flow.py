@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dsrl_offpolicy.base_policies.observation_encoder import FEATURE_LIMIT, ObservationEncoder, check_images
 from dsrl_offpolicy.checkpoint import load_weights
 from dsrl_offpolicy.contracts import BasePolicy, Observation
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.models.action_q_network import ActionQNetwork
 from dsrl_offpolicy.models.velocity import build_velocity_network, integrate
+from dsrl_offpolicy.models.visual_encoder import VisualEncoder
 
-FEATURE_LIMIT = 10.0
-"""Normalised features are clamped to this many standard deviations of the demonstrations."""
+RewardMode = Literal["sparse", "dense", "normalized_dense"]
+
+
+class RewardTerms(NamedTuple):
+    """What the rewards are that Q^A learned; the fields mean what they mean in ``EnvSpec``."""
+
+    gamma: float
+    reward_mode: RewardMode
+    reward_scale: float
+    end_on_success: bool
+
+
+DEFAULT_REWARDS = RewardTerms(0.99, "sparse", 1.0, True)
+"""What is taken where a checkpoint does not say."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +40,15 @@ class ShortcutFlowSpec:
     """All that is needed to rebuild a base policy from its weights.
 
     ``reward_mode``, ``reward_scale``, ``gamma`` and ``end_on_success`` are those Q^A was trained with; a critic
-    distilled from it is only right under the same ones.
+    distilled from it is only right under the same ones. They are None, and ``env_id`` and ``control_mode`` empty,
+    where the file does not say (published checkpoints).
+
+    Attributes:
+        image_channels: of a frame's images, 3 per camera; 0 for a policy of states alone.
+        visual_dim: V, features of a frame's images.
+        image_size: (height, width) in pixels; None for unknown or any.
+        published: a published AWSC checkpoint: the U-Net takes no step size, Q^A scores rows 0:H, and states are
+            neither normalised nor clamped.
     """
 
     env_id: str
@@ -41,25 +64,46 @@ class ShortcutFlowSpec:
     denoising_steps: int
     critic_hidden_dims: tuple[int, ...]
     critic_heads: int
-    gamma: float
-    reward_mode: str
-    reward_scale: float
-    end_on_success: bool
-
-    @property
-    def obs_mode(self) -> str:
-        """``state``."""
-        return "state"
+    gamma: float | None
+    reward_mode: RewardMode | None
+    reward_scale: float | None
+    end_on_success: bool | None
+    image_channels: int = 0
+    visual_dim: int = 0
+    image_size: tuple[int, int] | None = None
+    published: bool = False
 
     @property
     def feature_dim(self) -> int:
         """D."""
-        return self.obs_horizon * self.state_dim
+        return self.obs_horizon * (self.visual_dim + self.state_dim)
+
+    @property
+    def obs_mode(self) -> Literal["state", "rgb"]:
+        """What a frame holds: a state, or images and a state."""
+        return "rgb" if self.image_channels else "state"
+
+    @property
+    def rewards(self) -> RewardTerms:
+        """What Q^A was trained with; ``DEFAULT_REWARDS`` for what the file does not say."""
+        held = {name: getattr(self, name) for name in RewardTerms._fields}
+        return DEFAULT_REWARDS._replace(**{name: value for name, value in held.items() if value is not None})
 
     @property
     def executed_rows(self) -> slice:
         """``o-1 : o-1+H``."""
         return slice(self.obs_horizon - 1, self.obs_horizon - 1 + self.act_horizon)
+
+    @property
+    def critic_rows(self) -> slice:
+        """The rows that Q^A was trained on."""
+        return slice(0, self.act_horizon) if self.published else self.executed_rows
+
+    def build_encoder(self) -> ObservationEncoder:
+        """A fresh encoder of this shape that leaves states as they are (a published one clamps nothing either)."""
+        visual = VisualEncoder(self.image_channels, self.visual_dim) if self.image_channels else None
+        limit = math.inf if self.published else FEATURE_LIMIT
+        return ObservationEncoder(torch.zeros(self.state_dim), torch.ones(self.state_dim), visual, limit=limit)
 
     def build_velocity(self) -> nn.Module:
         """A fresh velocity network of this shape."""
@@ -70,6 +114,7 @@ class ShortcutFlowSpec:
             self.feature_dim,
             self.velocity_widths,
             self.embed_dim,
+            use_step_size=not self.published,
         )
 
     def build_critic(self) -> ActionQNetwork:
@@ -83,11 +128,12 @@ class ShortcutFlowSpec:
         """Rebuild from what a checkpoint holds.
 
         Raises:
-            InputError: missing or unknown fields.
+            InputError: unknown fields, or missing ones that have no default.
         """
-        expected = {f.name for f in fields(cls)}
-        if set(values) != expected:
-            difference = sorted(expected ^ set(values))
+        known = {f.name for f in fields(cls)}
+        required = {f.name for f in fields(cls) if f.default is MISSING}
+        difference = sorted((required - set(values)) | (set(values) - known))
+        if difference:
             raise InputError(f"{where}: expected the fields of a base policy, {difference[0]} does not fit")
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**plain)
@@ -97,33 +143,11 @@ class ShortcutFlowSpec:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
-class StateEncoder(nn.Module):
-    """Normalises every frame by the demonstrations' mean and standard deviation, and flattens the stack."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Float[Tensor, " S"], std: Float[Tensor, " S"]) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-
-    @classmethod
-    def fit(cls, states: Float[Tensor, "N S"]) -> StateEncoder:
-        """From the demonstrations' states; dimensions that never vary are only centred."""
-        std = states.std(0)
-        return cls(states.mean(0), torch.where(std > 1e-4, std, torch.ones_like(std)))
-
-    def forward(self, state: Float[Tensor, "B o S"]) -> Float[Tensor, "B D"]:
-        normal = ((state - self.mean) / self.std).clamp(-FEATURE_LIMIT, FEATURE_LIMIT)
-        return normal.flatten(1)
-
-
 class ShortcutFlowPolicy(BasePolicy, nn.Module):
     """Frozen: its parameters take no gradient, though gradients flow through it to features and latents."""
 
     def __init__(
-        self, spec: ShortcutFlowSpec, encoder: StateEncoder, velocity: nn.Module, critic: ActionQNetwork
+        self, spec: ShortcutFlowSpec, encoder: ObservationEncoder, velocity: nn.Module, critic: ActionQNetwork
     ) -> None:
         nn.Module.__init__(self)
         self.spec = spec
@@ -135,9 +159,12 @@ class ShortcutFlowPolicy(BasePolicy, nn.Module):
         self.feature_dim = spec.feature_dim
         self.latent_shape = (spec.pred_horizon, spec.action_dim)
         self.executed_rows = spec.executed_rows
-        self.critic_rows = spec.executed_rows
+        self.critic_rows = spec.critic_rows
         self.obs_horizon = spec.obs_horizon
         self.state_dim = spec.state_dim
+        self.image_channels = spec.image_channels
+        self.visual_dim = spec.visual_dim
+        self.image_size = spec.image_size
 
     @classmethod
     def from_checkpoint(cls, content: Mapping[str, Any], where: str) -> ShortcutFlowPolicy:
@@ -150,20 +177,28 @@ class ShortcutFlowPolicy(BasePolicy, nn.Module):
             if not isinstance(content.get(key), Mapping):
                 raise InputError(f"{where}: expected an entry {key!r} in a base_policy checkpoint, got none")
         spec = ShortcutFlowSpec.from_plain(content["spec"], where)
-        encoder = StateEncoder(torch.zeros(spec.state_dim), torch.ones(spec.state_dim))
-        velocity, critic = spec.build_velocity(), spec.build_critic()
+        encoder, velocity, critic = spec.build_encoder(), spec.build_velocity(), spec.build_critic()
         load_weights(encoder, content["encoder"], f"{where}: encoder")
         load_weights(velocity, content["velocity_net_ema"], f"{where}: velocity_net_ema")
         load_weights(critic, content["critic"], f"{where}: critic")
         return cls(spec, encoder, velocity, critic)
 
     def encode(self, obs: Observation) -> Float[Tensor, "B D"]:
-        state = obs if isinstance(obs, Tensor) else obs["state"]
-        expected = (self.obs_horizon, self.state_dim)
-        if state.ndim != 3 or tuple(state.shape[1:]) != expected:
-            raise InputError(f"obs: expected [B, {expected[0]}, {expected[1]}], got {list(state.shape)}")
-        features: Tensor = self.encoder(state)
+        state, rgb = (obs, None) if isinstance(obs, Tensor) else (obs.get("state"), obs.get("rgb"))
+        expected = f"[B, {self.obs_horizon}, {self.state_dim}]"
+        if state is None:
+            raise InputError(f"obs: expected a mapping with 'state' {expected}, got {sorted(obs)}")
+        if state.ndim != 3 or tuple(state.shape[1:]) != (self.obs_horizon, self.state_dim):
+            raise InputError(f"obs: expected {expected}, got {list(state.shape)}")
+        if self.image_channels:
+            rgb = check_images(rgb, self.image_channels, tuple(state.shape[:2]), self.image_size)
+        features: Tensor = self.encoder(state, rgb)
         return features
+
+    def encode_frames(self, state: Tensor, rgb: Tensor | None = None) -> Float[Tensor, "N F"]:
+        if self.image_channels:
+            rgb = check_images(rgb, self.image_channels, tuple(state.shape[:1]), self.image_size)
+        return self.encoder.encode_frames(state, rgb)
 
     def decode(self, features: Float[Tensor, "B D"], latent: Float[Tensor, "B T A"]) -> Float[Tensor, "B T A"]:
         return integrate(self.velocity, latent, features, self.spec.denoising_steps)

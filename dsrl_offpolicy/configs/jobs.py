@@ -88,6 +88,22 @@ class SteeringConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BasePolicyConfig:
+    """The frozen base policy, and what a published checkpoint does not hold."""
+
+    awsc_checkpoint: Path | None = None
+    """Base policy and Q^A: a file of Stage 0, or a published AWSC checkpoint."""
+    weights: str = "ema_agent.velocity_net"
+    """Weights to take from a published checkpoint: {agent,ema_agent}.{velocity_net,velocity_net_ema}."""
+    obs_horizon: int | None = None
+    """Stacked frames, for published checkpoints, which do not hold it; default 2. Our own files know it."""
+    pred_horizon: int | None = None
+    """Rows of a chunk, for published checkpoints, which do not hold it; default 16. Our own files know it."""
+    act_horizon: int | None = None
+    """Rows that are executed, for published checkpoints; default what Q^A takes (8 in most). Our own know it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemosConfig:
     """dsrl demos: demonstrations from MetaWorld's imperfect scripted experts or ManiSkill's motion planner."""
 
@@ -180,15 +196,13 @@ class Stage0Config(TrackedConfig, SimulatorConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage1Config(TrackedConfig, EvaluationConfig, SteeringConfig):
+class Stage1Config(TrackedConfig, EvaluationConfig, SteeringConfig, BasePolicyConfig):
     """dsrl stage1: warm-start of the latent policy by advantage-weighted likelihood, offline."""
 
     demo_path: Path | None = None
     """ManiSkill-layout HDF5 file (its JSON beside it)."""
     num_demos: int | None = None
     """Use only the first so many trajectories."""
-    awsc_checkpoint: Path | None = None
-    """Base policy and Q^A of Stage 0."""
     total_iters: int = 100000
     """Gradient steps."""
     batch_size: int = 256
@@ -230,11 +244,9 @@ class Stage1Config(TrackedConfig, EvaluationConfig, SteeringConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage2Config(TrackedConfig, EvaluationConfig, SteeringConfig):
+class Stage2Config(TrackedConfig, EvaluationConfig, SteeringConfig, BasePolicyConfig):
     """dsrl stage2: online SAC in the latent space of the frozen base policy."""
 
-    awsc_checkpoint: Path | None = None
-    """Base policy of Stage 0."""
     stage1_checkpoint: Path | None = None
     """Latent policy of Stage 1 to start from; default: start from the prior."""
     init_critic: bool = False
@@ -297,11 +309,9 @@ class Stage2Config(TrackedConfig, EvaluationConfig, SteeringConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(JobConfig, EvaluationConfig):
+class EvalConfig(JobConfig, EvaluationConfig, BasePolicyConfig):
     """dsrl eval: base policy, controls and latent policies on the same starts, in one table."""
 
-    awsc_checkpoint: Path | None = None
-    """Base policy of Stage 0."""
     stage1_checkpoint: Path | None = None
     """Latent policy of Stage 1 to evaluate, if any."""
     stage2_checkpoint: Path | None = None

@@ -96,10 +96,13 @@ def build_velocity_network(
     feature_dim: int,
     widths: Sequence[int],
     embed_dim: int,
+    *,
+    use_step_size: bool = True,
 ) -> MLPVelocity | UNetVelocity:
-    """The velocity network that a Stage 0 configuration names."""
-    network = {"mlp": MLPVelocity, "unet": UNetVelocity}[kind]
-    return network(action_dim, pred_horizon, feature_dim, widths, embed_dim)
+    """The velocity network that a Stage 0 configuration names; only a U-Net can leave the step size out."""
+    if kind == "unet":
+        return UNetVelocity(action_dim, pred_horizon, feature_dim, widths, embed_dim, use_step_size=use_step_size)
+    return MLPVelocity(action_dim, pred_horizon, feature_dim, widths, embed_dim)
 
 
 def integrate(

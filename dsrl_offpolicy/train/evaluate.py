@@ -33,7 +33,7 @@ FIRST_SCREENING_SEED = 500_000
 def run(config: EvalConfig) -> Path:
     """Evaluate and write ``evaluation.csv`` and ``evaluation.json``; prints the table. Returns the run folder."""
     device = start_torch(config)
-    base = load_base(config.awsc_checkpoint, device)
+    base = load_base(config, device)
     env_spec = base_env_spec(base.spec, config, end_on_success=config.eval_end_on_success)
     check_fit(base.spec, env_spec)
     sources = _sources(config, base, device)

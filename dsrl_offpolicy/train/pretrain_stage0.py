@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dsrl_offpolicy.agents.awsc import AWSCAgent, DemoBatch
-from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, ShortcutFlowSpec, StateEncoder
+from dsrl_offpolicy.base_policies.observation_encoder import ObservationEncoder
+from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, ShortcutFlowSpec
 from dsrl_offpolicy.checkpoint import save_checkpoint
 from dsrl_offpolicy.configs.jobs import Stage0Config
 from dsrl_offpolicy.demos.trajectory import Demonstrations, read_demonstrations
@@ -36,8 +37,8 @@ def run(config: Stage0Config) -> Path:
     spec = base_spec(config, demos)
     windows = cut_windows(demos.trajectories, demos.control_mode, window_spec(spec))
     states = torch.from_numpy(stack_states(demos.trajectories))
-    encoder = StateEncoder.fit(states).to(device)
-    data = to_batch(windows, encoder(states.to(device)[:, None]))
+    encoder = ObservationEncoder.fit(states).to(device)
+    data = to_batch(windows, encoder.encode_frames(states.to(device)))
     agent = AWSCAgent(
         spec,
         lr=config.lr,
@@ -80,7 +81,7 @@ def run(config: Stage0Config) -> Path:
     return folder
 
 
-def _content(agent: AWSCAgent, encoder: StateEncoder, gradient_steps: int) -> dict[str, Any]:
+def _content(agent: AWSCAgent, encoder: ObservationEncoder, gradient_steps: int) -> dict[str, Any]:
     """The checkpoint: all that rebuilds the base policy, and what training it left."""
     return {
         "spec": agent.spec.to_plain(),
@@ -130,14 +131,15 @@ def base_spec(config: Stage0Config, demos: Demonstrations) -> ShortcutFlowSpec:
 
 def window_spec(spec: ShortcutFlowSpec, *, rewards: bool = True) -> WindowSpec:
     """The windows that a base policy is trained on; without ``rewards`` those of the file are not asked for."""
+    terms = spec.rewards
     return WindowSpec(
         spec.obs_horizon,
         spec.pred_horizon,
         spec.act_horizon,
-        spec.gamma,
-        spec.reward_mode if rewards else "sparse",  # type: ignore[arg-type]
-        spec.reward_scale,
-        spec.end_on_success,
+        terms.gamma,
+        terms.reward_mode if rewards else "sparse",
+        terms.reward_scale,
+        terms.end_on_success,
     )
 
 

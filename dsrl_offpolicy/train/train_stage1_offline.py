@@ -41,7 +41,7 @@ from dsrl_offpolicy.train.wiring import (
 def run(config: Stage1Config) -> Path:
     """Train, verify on held-out states, evaluate in the environment. Returns the run folder."""
     device = start_torch(config)
-    base = load_base(config.awsc_checkpoint, device)
+    base = load_base(config, device)
     train_states, held_out_states = _load_states(config, base, device)
     agent = _build_agent(config, base, device)
     env_spec = base_env_spec(base.spec, config, end_on_success=config.eval_end_on_success)
@@ -80,7 +80,7 @@ def _load_states(config: Stage1Config, base: ShortcutFlowPolicy, device: torch.d
         )
     windows = cut_windows(demos.trajectories, demos.control_mode, window_spec(base.spec, rewards=False))
     parts = split_episodes(windows, config.held_out_fraction)
-    table = base.encoder(torch.from_numpy(stack_states(demos.trajectories)).to(device)[:, None])
+    table = base.encode_frames(torch.from_numpy(stack_states(demos.trajectories)).to(device))
     train, held_out = (table[torch.from_numpy(p.rows).to(device)].flatten(1) for p in parts)
     return train, held_out
 

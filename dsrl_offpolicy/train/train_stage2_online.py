@@ -35,6 +35,7 @@ from dsrl_offpolicy.train.wiring import (
     command,
     load_base,
     note_other_task,
+    note_unknown_rewards,
     start_torch,
     task_env_spec,
 )
@@ -71,7 +72,7 @@ class Stage2:
     def __init__(self, config: Stage2Config) -> None:
         self.config = config
         self.device = device = start_torch(config)
-        self.base = load_base(config.awsc_checkpoint, device)
+        self.base = load_base(config, device)
         self.env_spec = _training_env_spec(config, self.base)
         check_fit(self.base.spec, self.env_spec)
         self.agent = _build_agent(config, self.base, device)
@@ -95,6 +96,8 @@ class Stage2:
         config = self.config
         folder = create_run_folder(config.out, f"dsrl_offpolicy_stage2-{config.env_id}-seed{config.seed}")
         note_other_task(self.base.spec, config.env_id)
+        if config.init_critic:
+            note_unknown_rewards(self.base.spec)
         with Run(folder, config, track=config.track, wandb_project=config.wandb_project) as tracker:
             env = make_vector_env(self.env_spec, config.num_envs)
             evaluation_spec = base_env_spec(self.base.spec, config, end_on_success=config.eval_end_on_success)
@@ -308,7 +311,7 @@ def _start_from_stage1(
         ("reward_scale", trained.reward_scale, config.reward_scale),
         ("end_on_success", trained.end_on_success, config.end_on_success),
     ):
-        if expected != found:
+        if expected is not None and expected != found:
             raise InputError(f"{name}: expected {expected} as in Q^A, from which Q^W was distilled, got {found}")
     load_weights(agent.critic, content["critic"], "stage1_checkpoint: critic")
 

@@ -13,7 +13,7 @@ import torch
 
 from dsrl_offpolicy.base_policies.loading import load_base_policy
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, ShortcutFlowSpec
-from dsrl_offpolicy.configs.jobs import JobConfig, SimulatorConfig, SteeringConfig
+from dsrl_offpolicy.configs.jobs import BasePolicyConfig, JobConfig, SimulatorConfig, SteeringConfig
 from dsrl_offpolicy.configs.loading import check_ranges, parse_job
 from dsrl_offpolicy.envs.maniskill import DEFAULT_CONTROL_MODE
 from dsrl_offpolicy.envs.simulators import simulator_of
@@ -82,10 +82,20 @@ def require_file(path: Path | None, flag: str, what: str) -> Path:
     return path.expanduser()
 
 
-def load_base(path: Path | None, device: torch.device) -> ShortcutFlowPolicy:
+def load_base(config: BasePolicyConfig, device: torch.device) -> ShortcutFlowPolicy:
     """The base policy that ``--awsc_checkpoint`` names."""
-    file = require_file(path, "awsc_checkpoint", "the checkpoint of a base policy (dsrl pretrain writes one)")
-    return load_base_policy(file, device)
+    return load_base_policy(
+        require_file(
+            config.awsc_checkpoint,
+            "awsc_checkpoint",
+            "the checkpoint of a base policy (dsrl pretrain writes one)",
+        ),
+        device,
+        weights=config.weights,
+        obs_horizon=config.obs_horizon,
+        pred_horizon=config.pred_horizon,
+        act_horizon=config.act_horizon,
+    )
 
 
 def task_env_spec(spec: ShortcutFlowSpec, config: SimulatorConfig, **values: Any) -> EnvSpec:
@@ -109,7 +119,7 @@ def task_env_spec(spec: ShortcutFlowSpec, config: SimulatorConfig, **values: Any
         obs_horizon=spec.obs_horizon,
         act_horizon=spec.act_horizon,
         control_mode=control_mode,
-        obs_mode=obs_mode,  # type: ignore[arg-type]
+        obs_mode=obs_mode,
         sim_backend=config.sim_backend,
         render_backend=config.render_backend,
         **values,
@@ -117,15 +127,15 @@ def task_env_spec(spec: ShortcutFlowSpec, config: SimulatorConfig, **values: Any
 
 
 def base_env_spec(spec: ShortcutFlowSpec, config: SimulatorConfig, *, end_on_success: bool) -> EnvSpec:
-    """The environment in which a base policy is evaluated, with the rewards of its Q^A."""
+    """The environment in which a base policy is evaluated, with the rewards of its Q^A (or the default ones)."""
     return task_env_spec(
         spec,
         config,
-        reward_mode=spec.reward_mode,
-        reward_scale=spec.reward_scale,
+        reward_mode=spec.rewards.reward_mode,
+        reward_scale=spec.rewards.reward_scale,
         end_on_success=end_on_success,
         max_episode_steps=config.max_episode_steps,
-        gamma=spec.gamma,
+        gamma=spec.rewards.gamma,
     )
 
 
@@ -141,17 +151,29 @@ def check_fit(spec: ShortcutFlowSpec, env_spec: EnvSpec) -> EnvFacts:
         ("action dimensions", facts.action_dim, spec.action_dim),
     ):
         if expected != found:
+            trained = f" (trained on {spec.env_id})" if spec.env_id else ""
             raise InputError(
-                f"awsc_checkpoint: expected {expected} {what} for {env_spec.env_id}, got {found} "
-                f"(trained on {spec.env_id})"
+                f"awsc_checkpoint: expected {expected} {what} for {env_spec.env_id}, got {found}{trained}"
             )
     return facts
 
 
 def note_other_task(spec: ShortcutFlowSpec, env_id: str) -> None:
-    """Tell the user, once the job has begun, that the base policy was trained on another task."""
-    if spec.env_id != env_id:
+    """Tell the user, once the job has begun, that the base policy says it was trained on another task."""
+    if spec.env_id not in ("", env_id):
         print(f"note: the base policy was trained on {spec.env_id}, not {env_id}", file=sys.stderr)
+
+
+def note_unknown_rewards(spec: ShortcutFlowSpec) -> None:
+    """Tell the user, once a job that starts from a distilled Q^W has begun, that nothing checks its rewards."""
+    names = ("gamma", "reward_mode", "reward_scale", "end_on_success")
+    unknown = [name for name in names if getattr(spec, name) is None]
+    if unknown:
+        print(
+            f"note: the base policy does not say with which {', '.join(unknown)} its Q^A was trained; "
+            f"that they are those of this run is taken on the user's word",
+            file=sys.stderr,
+        )
 
 
 def build_layout(base: ShortcutFlowPolicy, config: SteeringConfig) -> LatentLayout:

@@ -1,4 +1,4 @@
-"""Real ManiSkill steps: the adapter against the simulator stepped bare, frames, time limits, and what it refuses."""
+"""Real ManiSkill steps: the adapter against the simulator stepped bare, frames, time limits, and what is refused."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def bare() -> Iterator[Any]:
     import gymnasium as gym
     import mani_skill.envs  # noqa: F401
 
-    env = gym.make(TASK, obs_mode="rgb", control_mode="pd_ee_delta_pose", sim_backend="physx_cpu", render_backend="cpu")
+    env = gym.make(
+        TASK, obs_mode="rgb", control_mode="pd_ee_delta_pose", sim_backend="physx_cpu", render_backend="cpu"
+    )
     yield env
     env.close()
 
@@ -183,7 +185,7 @@ def test_facts_tell_state_order_cameras_and_limit():
 def test_a_demonstration_replayed_through_the_adapter_succeeds_after_the_registered_limit(shared_dir):
     import h5py
 
-    path = shared_dir / "demos" / TASK / f"trajectory.state.pd_ee_delta_pose.physx_cpu.h5"
+    path = shared_dir / "demos" / TASK / "trajectory.state.pd_ee_delta_pose.physx_cpu.h5"
     with h5py.File(path) as file:
         rows, obs = file["traj_0/actions"][()], file["traj_0/obs"][()]
     env = make_env(EnvSpec(TASK, max_episode_steps=300))
@@ -219,7 +221,10 @@ def test_dense_reward_is_the_simulators(state_env):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"control_mode": "pd_ee_delta_pos_e"}, ["control_mode", "pd_ee_delta_pos_e", "did you mean pd_ee_delta_pos"]),
+        (
+            {"control_mode": "pd_ee_delta_pos_e"},
+            ["control_mode", "pd_ee_delta_pos_e", "did you mean pd_ee_delta_pos"],
+        ),
         ({"control_mode": "pd_joint_pos"}, ["control_mode", "[-1, 1]", "pd_joint_pos"]),
         ({"obs_mode": "rgb", "render_backend": "none"}, ["render_backend", "rgb", "none"]),
         ({"env_id": "LiftPegUprigth-v1"}, ["env_id", "did you mean LiftPegUpright-v1"]),
@@ -240,7 +245,7 @@ def test_physx_cuda_without_cuda_is_refused():
     if torch.cuda.is_available():
         assert sim_backend(replace(STATE, sim_backend="physx_cuda")) == "physx_cuda"
         return
-    with pytest.raises(InputError, match="sim_backend: expected physx_cpu or auto .* got physx_cuda"):
+    with pytest.raises(InputError, match=r"sim_backend: expected physx_cpu or auto .* got physx_cuda"):
         make_vector_env(replace(STATE, sim_backend="physx_cuda"), 2)
 
 
@@ -264,8 +269,9 @@ def test_without_a_render_device_the_cure_is_told():
 
 @pytest.mark.parametrize("name", ["control_mode", "obs_mode", "sim_backend", "render_backend"])
 def test_settings_of_maniskill_are_refused_elsewhere(name):
-    values = {"control_mode": "pd_ee_delta_pose", "obs_mode": "rgb", "sim_backend": "physx_cpu", "render_backend": "cpu"}
-    with pytest.raises(InputError, match=f"{name}: expected .* no ManiSkill task"):
+    values = {"control_mode": "pd_ee_delta_pose", "obs_mode": "rgb"}
+    values |= {"sim_backend": "physx_cpu", "render_backend": "cpu"}
+    with pytest.raises(InputError, match=rf"{name}: expected .* no ManiSkill task"):
         make_env(EnvSpec("lever-pull-v3", **{name: values[name]}))
     with pytest.raises(InputError, match="normalized_dense"):
         make_env(EnvSpec("lever-pull-v3", reward_mode="normalized_dense"))

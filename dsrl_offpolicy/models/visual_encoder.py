@@ -1,0 +1,38 @@
+"""The image encoder of published AWSC checkpoints, with that layout's names."""
+
+from __future__ import annotations
+
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+WIDTHS = (16, 32, 64, 128)
+"""Channels after each 3x3 convolution."""
+SMALLEST_IMAGE = 2 ** len(WIDTHS)
+"""Pixels: every level halves the image, and one must be left."""
+
+
+class VisualEncoder(nn.Module):
+    """Images of any size from 16 x 16 pixels on to V features.
+
+    Args:
+        channels: of an image; 3 per camera.
+        visual_dim: V.
+    """
+
+    def __init__(self, channels: int, visual_dim: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = channels
+        for wider in WIDTHS:
+            layers += [nn.Conv2d(width, wider, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+            width = wider
+        self.channels, self.visual_dim = channels, visual_dim
+        self.cnn = nn.Sequential(*layers, nn.Conv2d(width, width, 1), nn.ReLU())
+        self.pool = nn.AdaptiveMaxPool2d(1)
+        self.fc = nn.Sequential(nn.Linear(width, visual_dim), nn.ReLU())
+
+    def forward(self, images: UInt8[Tensor, "N height width C"]) -> Float[Tensor, "N V"]:
+        """Features of images; intensities are always divided by 255, whatever the batch holds."""
+        pixels = images.permute(0, 3, 1, 2).float() / 255
+        features: Tensor = self.fc(self.pool(self.cnn(pixels)).flatten(1))
+        return features
