@@ -32,8 +32,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 Observation = Tensor | Mapping[str, Tensor]
-"""A frame stack, oldest frame first: states ``[B, o, S]``, or a mapping with that tensor under ``"state"`` and, for
-a policy of images, ``[B, o, H, W, 3k]`` uint8 of k cameras under ``"rgb"``."""
+"""A frame stack, oldest frame first: states ``[B, o, S]``, or a mapping with that tensor under ``"state"`` and,
+for a policy of images, ``[B, o, H, W, 3k]`` uint8 of k cameras under ``"rgb"``."""
 
 
 def observation_tensors(obs: Any, device: torch.device | str) -> Observation:

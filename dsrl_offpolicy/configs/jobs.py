@@ -117,6 +117,9 @@ class DemosConfig:
     """Demonstrations; a scripted expert's failures are kept, a planner's are not."""
     control_mode: str | None = None
     """ManiSkill: what the actions are. Default: pd_ee_delta_pose; MetaWorld has only pd_ee_delta_pos."""
+    demonstrator: Literal["auto", "scripted", "planner"] = "auto"
+    """Who demonstrates. MetaWorld: a scripted expert; ManiSkill: a motion planner, or (LiftPegUpright-v1 only) a
+    scripted expert."""
     obs_mode: Literal["state", "rgb"] = "state"
     """ManiSkill: record flat states, or images beside them."""
     reward_mode: Literal["normalized_dense", "dense", "sparse"] = "normalized_dense"

@@ -1,4 +1,4 @@
-"""Demonstrations from MetaWorld's scripted experts, imperfect on purpose."""
+"""How scripted experts err on purpose, and demonstrations from MetaWorld's."""
 
 from __future__ import annotations
 
@@ -34,6 +34,29 @@ class Imperfection:
     wrong_goal_offset: tuple[float, float, float]
     wrong_goal_mirror: bool
 
+    def draw_offset(self, rng: np.random.Generator) -> np.ndarray:
+        """``[3]``: by how much the next episode misplaces its sub-goal, zero where it does not."""
+        if rng.random() >= self.wrong_goal_prob:
+            return np.zeros(3)
+        sign = rng.choice([-1.0, 1.0]) if self.wrong_goal_mirror else 1.0
+        return sign * np.asarray(self.wrong_goal_offset)
+
+
+class CorrelatedNoise:
+    """The AR(1) noise on one episode's actions."""
+
+    def __init__(self, imperfection: Imperfection, dim: int, rng: np.random.Generator) -> None:
+        self._rho = imperfection.noise_correlation
+        self._scale = imperfection.action_noise
+        self._rng = rng
+        self._value = np.zeros(dim)
+
+    def draw(self) -> np.ndarray:
+        """``[dim]`` for the next env step."""
+        fresh = self._rng.standard_normal(len(self._value)) * np.sqrt(1 - self._rho**2)
+        self._value = self._rho * self._value + fresh
+        return self._scale * self._value
+
 
 class ScriptedExpert:
     """A MetaWorld expert for one episode, with the errors drawn from ``rng``."""
@@ -44,13 +67,8 @@ class ScriptedExpert:
         if task not in ENV_POLICY_MAP:
             raise InputError(f"env_id: expected a MetaWorld task with a scripted expert, got {task!r}")
         self._policy = ENV_POLICY_MAP[task]()
-        self._rng = rng
-        self._imperfection = imperfection
-        self._noise = np.zeros(4)
-        self._offset = np.zeros(3)
-        if rng.random() < imperfection.wrong_goal_prob:
-            sign = rng.choice([-1.0, 1.0]) if imperfection.wrong_goal_mirror else 1.0
-            self._offset = sign * np.asarray(imperfection.wrong_goal_offset)
+        self._offset = imperfection.draw_offset(rng)
+        self._noise = CorrelatedNoise(imperfection, 4, rng)
 
     def act(self, obs: np.ndarray) -> np.ndarray:
         """The action ``[4]`` in [-1, 1] for an observation ``[39]``."""
@@ -59,10 +77,7 @@ class ScriptedExpert:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "constants may be too high", from the package's own experts
             action = self._policy.get_action(seen)
-        rho = self._imperfection.noise_correlation
-        fresh = self._rng.standard_normal(4) * np.sqrt(1 - rho**2)
-        self._noise = rho * self._noise + fresh
-        action = np.clip(action, -1, 1) + self._imperfection.action_noise * self._noise
+        action = np.clip(action, -1, 1) + self._noise.draw()
         return np.clip(action, -1, 1).astype(np.float32)
 
 

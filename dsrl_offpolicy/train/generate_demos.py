@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dsrl_offpolicy.configs.jobs import DemosConfig
+from dsrl_offpolicy.demos import lift_peg_expert
 from dsrl_offpolicy.demos.motion_planning import PLANNED_TASKS, record_motion_plans
 from dsrl_offpolicy.demos.planning_parts import PartCounts, PlanRequest
 from dsrl_offpolicy.demos.scripted import Imperfection, ScriptedExpert, record_episode
@@ -52,9 +53,21 @@ def run(config: DemosConfig) -> Path:
     """Record ``config.episodes`` demonstrations and write HDF5 and JSON. Returns the HDF5's path."""
     check_task("env_id", config.env_id, PLANNED_TASKS)
     path = (config.out or Path("demos") / f"{config.env_id}-seed{config.seed}.h5").expanduser()
-    if config.env_id in PLANNED_TASKS:
+    if config.env_id in PLANNED_TASKS and config.demonstrator != "scripted":
         _refuse(config, EXPERT_FLAGS, "a scripted expert")
         _record_plans(config, path)
+    elif config.env_id == lift_peg_expert.TASK:
+        named = config.control_mode == lift_peg_expert.CONTROL_MODE
+        flags = ("max_episode_steps",) if named else ("max_episode_steps", "control_mode")
+        _refuse(config, flags, "ManiSkill's planner")
+        _record_lift_peg(config, path)
+    elif config.env_id in PLANNED_TASKS:
+        raise InputError(
+            f"demonstrator: expected planner for {config.env_id} (a scripted expert is there for "
+            f"{lift_peg_expert.TASK} and for MetaWorld's tasks), got scripted"
+        )
+    elif config.demonstrator == "planner":
+        raise InputError(f"demonstrator: expected scripted for {config.env_id}, got planner")
     else:
         named = config.control_mode == CONTROL_MODE  # the one that it has
         _refuse(config, [f for f in PLANNER_FLAGS if not (named and f == "control_mode")], "ManiSkill's planner")
@@ -93,17 +106,38 @@ def _record_plans(config: DemosConfig, path: Path) -> None:
         record_motion_plans(request, path, report)
 
 
-def _record_expert(config: DemosConfig, path: Path) -> None:
-    """Rewards are the simulator's dense ones; the sparse ones follow from ``success``."""
-    check_new_file(path)
-    env = make_env(EnvSpec(config.env_id, reward_mode="dense", end_on_success=True))
-    imperfection = Imperfection(
+def _imperfection(config: DemosConfig) -> Imperfection:
+    return Imperfection(
         config.action_noise,
         config.noise_correlation,
         config.wrong_goal_prob,
         config.wrong_goal_offset,
         config.wrong_goal_mirror,
     )
+
+
+def _record_lift_peg(config: DemosConfig, path: Path) -> None:
+    check_new_file(path)
+    rng = numpy_generator(config.seed, "demonstrations")
+    seeds = [int(s) for s in rng.integers(FIRST_EVALUATION_SEED, size=config.episodes)]
+    recording = lift_peg_expert.Recording(config.obs_mode, config.reward_mode, config.demo_steps)
+    imperfection = _imperfection(config)
+    with ProgressReport("demos", config.episodes, "episodes") as progress:
+
+        def report(episodes: int, success: float) -> None:
+            if episodes % 20 == 0 or episodes == config.episodes:
+                progress.report(episodes, {"success": success})
+
+        lift_peg_expert.record_lift_peg(
+            recording, path, seeds, lambda: lift_peg_expert.LiftPegExpert(imperfection, rng), report
+        )
+
+
+def _record_expert(config: DemosConfig, path: Path) -> None:
+    """Rewards are the simulator's dense ones; the sparse ones follow from ``success``."""
+    check_new_file(path)
+    env = make_env(EnvSpec(config.env_id, reward_mode="dense", end_on_success=True))
+    imperfection = _imperfection(config)
     rng = numpy_generator(config.seed, "demonstrations")
     seeds = [int(s) for s in rng.integers(FIRST_EVALUATION_SEED, size=config.episodes)]
 

@@ -1,4 +1,4 @@
-"""Real ManiSkill steps: the adapter against the simulator stepped bare, frames, time limits, and what is refused."""
+"""Real ManiSkill steps: the adapter against the simulator stepped bare, frames, limits, and what is refused."""
 
 from __future__ import annotations
 

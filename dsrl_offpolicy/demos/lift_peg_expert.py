@@ -1,0 +1,180 @@
+"""A scripted expert for ManiSkill's LiftPegUpright-v1, imperfect on purpose: about 40 env steps where a motion
+plan takes 170, and failures among its demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from dsrl_offpolicy.demos.scripted import CorrelatedNoise, Imperfection
+from dsrl_offpolicy.errors import InputError
+
+TASK = "LiftPegUpright-v1"
+CONTROL_MODE = "pd_ee_delta_pose"
+
+GRASP_FROM_CENTRE = 0.10
+"""Metres from the peg's centre, towards its end, at which it is held."""
+HOVER_HEIGHT = 0.05
+"""Metres above the grasp from which the hand descends."""
+LIFT = 0.26
+"""Metres by which the end is lifted, so that the peg hangs free (it is 0.24 long)."""
+HALF_LENGTH = 0.12
+GRIP = -0.6
+"""Gripper command that holds the peg loosely enough for it to swing down under its weight."""
+FULL_ACTION = 0.1
+"""Metres, and radians of opposite sign, that an action of 1 stands for in pd_ee_delta_pose."""
+PATIENCE = 30
+"""Env steps after which a phase is left although its goal was not met."""
+
+HOVER, DESCEND, CLOSE, RAISE, TURN, LOWER, RELEASE = range(7)
+
+
+class LiftPegExpert:
+    """Grasps the peg near its end, lifts it until it hangs, turns it upright, lowers and releases it.
+
+    Closed-loop on the simulator's poses; errs as ``imperfection`` says: noise on the six arm actions, and in some
+    episodes a wrong grasp, ``wrong_goal_offset`` away from the right one.
+    """
+
+    def __init__(self, imperfection: Imperfection, rng: np.random.Generator) -> None:
+        self._noise = CorrelatedNoise(imperfection, 6, rng)
+        self._offset = imperfection.draw_offset(rng)
+        self._phase = HOVER
+        self._steps = 0
+        self._grasp: np.ndarray | None = None
+        self._hold = np.zeros(3)
+
+    def act(self, tcp_pose: np.ndarray, peg_pose: np.ndarray) -> np.ndarray:
+        """The action ``[7]`` in [-1, 1] for two poses ``[7]`` (position, quaternion w x y z)."""
+        tcp, peg = tcp_pose[:3].astype(float), peg_pose[:3].astype(float)
+        if self._grasp is None:
+            self._grasp = peg + np.array([GRASP_FROM_CENTRE, 0, 0]) + self._offset
+        upright = _rotation_to_vertical(_rotation(peg_pose).apply([1.0, 0.0, 0.0]))
+        move, turn, reached = self._goal(tcp, peg, _rotation(tcp_pose), upright)
+        self._steps += 1
+        if (reached or self._steps > PATIENCE) and self._phase != RELEASE:
+            self._phase, self._steps, self._hold = self._phase + 1, 0, tcp.copy()
+        arm = np.concatenate((1.5 * move, -0.7 * turn)) / FULL_ACTION
+        arm = np.clip(arm, -1, 1) + self._noise.draw()
+        return np.clip(np.append(arm, self._gripper), -1, 1).astype(np.float32)
+
+    def _goal(
+        self, tcp: np.ndarray, peg: np.ndarray, hand: Rotation, upright: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Displacement, rotation vector, and whether the phase's goal is met; sets the gripper."""
+        assert self._grasp is not None
+        phase = self._phase
+        self._gripper = 1.0 if phase in (HOVER, DESCEND, RELEASE) else GRIP
+        pointing_down = (Rotation.from_euler("x", np.pi) * hand.inv()).as_rotvec()
+        if phase == HOVER:
+            move = self._grasp + np.array([0, 0, HOVER_HEIGHT]) - tcp
+            return move, pointing_down, bool(np.linalg.norm(move) < 0.02)
+        if phase in (DESCEND, CLOSE):
+            move = self._grasp - tcp
+            met = np.linalg.norm(move) < 0.01 if phase == DESCEND else self._steps >= 3
+            return move, pointing_down, bool(met)
+        if phase == RAISE:
+            move = self._grasp + np.array([0, 0, LIFT]) - tcp
+            return move, pointing_down, bool(np.linalg.norm(move) < 0.04)
+        if phase == TURN:
+            return self._hold - tcp, upright, bool(np.linalg.norm(upright) < 0.06)
+        if phase == LOWER:
+            return np.array([0, 0, HALF_LENGTH - 0.001 - peg[2]]), upright, bool(peg[2] < HALF_LENGTH + 0.003)
+        return np.zeros(3), np.zeros(3), False
+
+
+def _rotation(pose: np.ndarray) -> Rotation:
+    return Rotation.from_quat(pose[[4, 5, 6, 3]].astype(float))
+
+
+def _rotation_to_vertical(axis: np.ndarray) -> np.ndarray:
+    """The rotation vector that turns a unit vector to +z."""
+    normal = np.cross(axis, [0.0, 0.0, 1.0])
+    length = float(np.linalg.norm(normal))
+    return normal / max(length, 1e-9) * np.arctan2(length, axis[2])
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What to record.
+
+    Attributes:
+        obs_mode: flat states, or images beside them.
+        reward_mode: ManiSkill's mode of the recorded rewards.
+        demo_steps: env steps after which a demonstrator gives up.
+    """
+
+    obs_mode: str
+    reward_mode: str
+    demo_steps: int
+
+
+def record_lift_peg(
+    recording: Recording,
+    path: Path,
+    seeds: list[int],
+    make_expert: Callable[[], LiftPegExpert],
+    report: Callable[[int, float], None],
+) -> None:
+    """Write one demonstration per seed, failures included, with ManiSkill's own recorder.
+
+    Args:
+        recording: what to record.
+        path: the HDF5 file, which must not exist.
+        seeds: of the starts.
+        make_expert: draws an expert's errors for the next episode.
+        report: hears the episodes so far and their success rate.
+
+    Raises:
+        InputError: ManiSkill is missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = f"{path.stem}.unfinished"
+    env = _make_recorder(recording, path.parent, name)
+    successes = 0
+    for i, seed in enumerate(seeds, start=1):
+        successes += _record_episode(env, seed, make_expert())
+        env.flush_trajectory()
+        report(i, successes / i)
+    env.close()
+    for suffix in (".json", ".h5"):
+        path.with_name(name + suffix).rename(path.with_suffix(suffix))
+
+
+def _make_recorder(recording: Recording, folder: Path, name: str) -> Any:
+    try:
+        import gymnasium as gym
+        import mani_skill.envs  # noqa: F401  registers the tasks
+        from mani_skill.utils.wrappers.record import RecordEpisode
+    except ImportError as error:
+        raise InputError(
+            f"env_id: expected the extra maniskill (pip install 'dsrl_offpolicy[maniskill]') for {TASK}, {error}"
+        ) from error
+    env = gym.make(
+        TASK,
+        obs_mode=recording.obs_mode,
+        control_mode=CONTROL_MODE,
+        reward_mode=recording.reward_mode,
+        sim_backend="physx_cpu",
+        render_backend="none" if recording.obs_mode == "state" else "cpu",
+        max_episode_steps=recording.demo_steps,
+    )
+    return RecordEpisode(
+        env, str(folder), trajectory_name=name, save_video=False, save_on_reset=False, record_reward=True
+    )
+
+
+def _record_episode(env: Any, seed: int, expert: LiftPegExpert) -> bool:
+    env.reset(seed=seed)
+    simulator = env.unwrapped
+    while True:
+        poses = (simulator.agent.tcp.pose, simulator.peg.pose)
+        action = expert.act(*(pose.raw_pose[0].numpy() for pose in poses))
+        _, _, terminated, truncated, info = env.step(action)
+        if bool(terminated) or bool(truncated):
+            return bool(info["success"])
