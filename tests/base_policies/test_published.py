@@ -212,10 +212,7 @@ DAMAGE: dict[str, tuple[Callable[[dict], None], list[str]]] = {
     ),
     "critic input": (_with("critic.q1_net.0.weight", 10, 23), ["critic.q1_net.0.weight", "(10, 22)", "(10, 23)"]),
     "critic width": (_with("critic.q1_net.3.weight", 12, 10), ["critic.q1_net.3.weight", "(11, 10)", "(12, 10)"]),
-    "no critic": (
-        _without(*critic_shapes(SMALL, "critic")),
-        ["critic", "q_network", "none"],
-    ),
+    "no critic": (_without(*critic_shapes(SMALL, "critic")), ["critic", "q_network", "none"]),
     "two critics": (_with("q_network.q1_net.0.weight", 10, 22), ["critic and q_network"]),
     "no such agent": (lambda content: content.pop("ema_agent"), ["'ema_agent'", "none"]),
     "no tensors": (lambda content: content.update(ema_agent=[1]), ["'ema_agent'", "list"]),
