@@ -52,7 +52,7 @@ def read_tensors(path: Path, what: str, flag: str, device: str | torch.device = 
         raise InputError(
             f"{flag}: expected a checkpoint of tensors, {path} holds other code or is damaged"
         ) from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+    except (RuntimeError, EOFError, ValueError, OSError, LookupError, TypeError, AttributeError) as error:
         cause = type(error).__name__
         raise InputError(f"{flag}: expected a {what}, {path} cannot be read ({cause})") from error
 

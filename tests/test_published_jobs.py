@@ -76,7 +76,8 @@ def test_a_latent_policy_is_refused_over_other_weights_of_the_same_file(run_comm
     done = run_command(
         [
             "eval", "--env_id", TASK, "--awsc_checkpoint", published, *HORIZONS, "--out", tmp_path / "run",
-            "--stage1_checkpoint", stage1, "--weights", "agent.velocity_net",
+            "--stage1_checkpoint", stage1, "--weights", "agent.velocity_net", "--episodes", 1, "--constants", 0,
+            "--num_envs", 1, "--max_episode_steps", 10,
         ]
     )  # fmt: skip
     assert done.status == 2 and len(done.error_lines) == 1 and "trained over another" in done.err
