@@ -1014,7 +1014,7 @@ def test_flow_matching_regresses_the_straight_line_with_weights() -> None:
     agent.velocity_net = ToyVelocity(0.0, 2.0)
     batch = demo_batch(6)
     weight = torch.tensor([0.0, 1.0, 2.0, 3.0, 0.0, 0.0])
-    loss, metrics = agent.flow_loss(batch, weight)
+    loss, metrics = agent.flow_loss(batch.features, batch.chunk, weight)
     ((x_t, t, d, features),) = agent.velocity_net.asked
     assert d.tolist() == [0.125] * 6  # the smallest step
     assert torch.equal(features, batch.features)
@@ -1031,7 +1031,7 @@ def test_consistency_target_is_two_half_steps_of_the_average_network() -> None:
     agent.velocity_net, agent.velocity_net_ema = ToyVelocity(0.0), ToyVelocity(1.0)
     batch = demo_batch(400)
     weight = torch.linspace(0.5, 1.5, 400)
-    loss, metrics = agent.flow_loss(batch, weight)
+    loss, metrics = agent.flow_loss(batch.features, batch.chunk, weight)
     (_, (x_t, t, d, features)) = agent.velocity_net.asked
     (first, second) = agent.velocity_net_ema.asked
     # Steps of 2/8, 4/8 and 8/8, from starts that whole steps reach, never beyond t = 1.
@@ -1060,7 +1060,8 @@ def test_consistency_target_is_two_half_steps_of_the_average_network() -> None:
 def test_a_consistent_network_has_no_consistency_error() -> None:
     agent = awsc(consistency_fraction=0.5)
     agent.velocity_net, agent.velocity_net_ema = ToyVelocity(0.0, 0.7), ToyVelocity(0.0, 0.7)
-    _, metrics = agent.flow_loss(demo_batch(64), torch.ones(64))
+    batch = demo_batch(64)
+    _, metrics = agent.flow_loss(batch.features, batch.chunk, torch.ones(64))
     assert metrics["consistency_loss"].item() < 1e-12
 
 

@@ -166,7 +166,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Files], list[object]], list[str]]] = {
     "no demonstrations given": (lambda f: ["pretrain"], ["--demo_path", "dsrl demos"]),
     "missing demonstrations": (lambda f: ["pretrain", "--demo_path", "no.h5"], ["demo_path", "no.h5"]),
     "no obs": (
-        lambda f: ["pretrain", "--demo_path", f.edited_demos("traj_1/obs", None)],
+        lambda f: ["pretrain", "--env_id", TASK, "--demo_path", f.edited_demos("traj_1/obs", None)],
         ["'obs'", "edited.h5", "traj_1"],
     ),
     "no rewards where dense ones are needed": (
@@ -196,8 +196,16 @@ BAD_INPUT: dict[str, tuple[Callable[[Files], list[object]], list[str]]] = {
         ["did you mean lever-pull-v3?"],
     ),
     "unknown env, pretrain": (
-        lambda f: _pretrain(f, "--eval_episodes", 2, "--env_id", "lever-pul-v3"),
-        ["expected lever-pull-v3 as in the demonstrations", "got lever-pul-v3"],
+        lambda f: _pretrain(f, "--env_id", "lever-pul-v3"),
+        ["did you mean lever-pull-v3?"],
+    ),
+    "other task, pretrain": (
+        lambda f: _pretrain(f, "--env_id", "pick-place-v3"),
+        ["env_id", "recorded with pick-place-v3", "has lever-pull-v3"],
+    ),
+    "other task, stage 1": (
+        lambda f: _stage1(f, "--env_id", "pick-place-v3"),
+        ["env_id", "recorded with pick-place-v3", "has lever-pull-v3"],
     ),
     "unknown env, demos": (lambda f: ["demos", "--env_id", "lever-pul-v3"], ["env_id", "'lever-pul-v3'"]),
     "unknown task, quickstart": (lambda f: ["quickstart", "--task", "lever-pul-v3"], ["'lever-pul-v3'"]),
@@ -319,12 +327,12 @@ def test_demonstrations_where_no_folder_can_be_are_refused(run_command, files):
 
 def test_a_real_file_without_states_is_refused(run_command, files, shared_dir):
     path = shared_dir / "demos/LiftPegUpright-v1/trajectory.none.pd_joint_pos.physx_cpu.h5"
-    done = run_command(["pretrain", "--demo_path", path])
+    done = run_command(["pretrain", "--env_id", "LiftPegUpright-v1", "--demo_path", path])
     assert done.status == 2 and len(done.error_lines) == 1
     assert "'obs'" in done.err and path.name in done.err
     path = path.with_name("trajectory.state.pd_ee_delta_pose.physx_cpu.h5")
     done = run_command(_stage1(files, "--demo_path", path))
-    assert done.status == 2 and "39 state dimensions" in done.err and "32" in done.err
+    assert done.status == 2 and TASK in done.err and "LiftPegUpright-v1" in done.err
 
 
 def _script(name: str, argv: list[object], home: Path, **variables: str) -> subprocess.CompletedProcess[str]:

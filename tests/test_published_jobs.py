@@ -11,7 +11,7 @@ from published_files import Layout, published_content
 from tiny_worlds import TASK, TINY_STAGE1, TINY_WIDTHS
 
 from dsrl_offpolicy.base_policies.loading import DEFAULT_WEIGHTS, load_base_policy
-from dsrl_offpolicy.configs.jobs import BasePolicyConfig
+from dsrl_offpolicy.configs.jobs import BasePolicyConfig, SimulatorConfig
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.train.wiring import base_env_spec, load_base
@@ -130,7 +130,7 @@ def test_the_environment_takes_default_rewards_where_the_file_says_none(publishe
         TASK, reward_mode="sparse", reward_scale=1.0, end_on_success=False, max_episode_steps=None, obs_horizon=1,
         act_horizon=4, gamma=0.99,
     )  # fmt: skip
-    assert base_env_spec(spec, TASK, None, False) == expected
+    assert base_env_spec(spec, SimulatorConfig(env_id=TASK), end_on_success=False) == expected
 
 
 def test_a_base_policy_must_be_named():

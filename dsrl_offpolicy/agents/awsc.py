@@ -13,10 +13,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from dsrl_offpolicy.agents.optimization import gradient_step
+from dsrl_offpolicy.base_policies.observation_encoder import ObservationEncoder
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowSpec
 from dsrl_offpolicy.models.layers import mlp
 
@@ -98,7 +99,7 @@ class AWSCAgent(nn.Module):
         actions = batch.chunk[:, self.spec.executed_rows]
         critic_loss, critic_info = self.critic_loss(batch, actions)
         value_loss, value_info, advantage = self.value_loss(batch, actions)
-        flow_loss, flow_info = self.flow_loss(batch, self.weights(advantage))
+        flow_loss, flow_info = self.flow_loss(batch.features, batch.chunk, self.weights(advantage))
         gradient_step(self.optimizer, critic_loss + value_loss + flow_loss)
         self.scheduler.step()
         with torch.no_grad():
@@ -132,28 +133,26 @@ class AWSCAgent(nn.Module):
         weight = torch.exp(advantage / self.advantage_temperature).clamp(max=self.max_weight)
         return weight / weight.mean()
 
-    def flow_loss(self, batch: DemoBatch, weight: Tensor) -> tuple[Tensor, Metrics]:
-        """Advantage-weighted flow matching and self-consistency on disjoint parts of the batch."""
-        size = len(batch)
+    def flow_loss(
+        self, features: Float[Tensor, "B D"], chunk: Float[Tensor, "B T A"], weight: Float[Tensor, " B"]
+    ) -> tuple[Tensor, Metrics]:
+        """Weighted flow matching and self-consistency on disjoint parts of the batch."""
+        size = len(chunk)
         split = size - int(size * self.consistency_fraction)
-        noise = torch.randn(
-            batch.chunk.shape, generator=self.generator, device=batch.chunk.device, dtype=batch.chunk.dtype
-        )
+        noise = torch.randn(chunk.shape, generator=self.generator, device=chunk.device, dtype=chunk.dtype)
         uniform = torch.rand(size, generator=self.generator, device=noise.device)
         smallest = 1 / self.spec.denoising_steps
 
         t = uniform[:split]
-        x0, x1 = noise[:split], batch.chunk[:split]
+        x0, x1 = noise[:split], chunk[:split]
         x_t = torch.lerp(x0, x1, t[:, None, None])
-        v = self.velocity_net(x_t, t, torch.full_like(t, smallest), batch.features[:split])
+        v = self.velocity_net(x_t, t, torch.full_like(t, smallest), features[:split])
         matching = (v - (x1 - x0)).square().mean((1, 2))
         loss = (weight[:split] * matching).sum() / size
         info = {"flow_loss": matching.detach().mean(), "weight_max": weight.max()}
 
         if split < size and self.spec.denoising_steps > 1:
-            consistency = self._consistency(
-                noise[split:], batch.chunk[split:], uniform[split:], batch.features[split:]
-            )
+            consistency = self._consistency(noise[split:], chunk[split:], uniform[split:], features[split:])
             loss = loss + (weight[split:] * consistency).sum() / size
             info["consistency_loss"] = consistency.detach().mean()
         return loss, info
@@ -172,6 +171,59 @@ class AWSCAgent(nn.Module):
         v = self.velocity_net(x_t, t, d, features)
         error: Tensor = v - (v1 + v2) / 2
         return error.square().mean((1, 2))
+
+
+class EncoderTraining:
+    """Trains an image encoder through the flow, all demonstrations weighing alike, before Stage 0 freezes it.
+
+    The velocity network is trained along and stays as it comes out. Images are shifted at random by a few pixels
+    (Yarats et al., *Image Augmentation Is All You Need*), because demonstrations are few.
+
+    Args:
+        agent: whose velocity network and flow loss are used.
+        encoder: learns.
+        lr: learning rate of both, decayed to zero by a cosine over ``total_iters``.
+        total_iters: gradient steps.
+        shift: pixels, at most, in each direction.
+    """
+
+    def __init__(
+        self, agent: AWSCAgent, encoder: ObservationEncoder, *, lr: float, total_iters: int, shift: int
+    ) -> None:
+        self.agent = agent
+        self.encoder = encoder
+        self.shift = shift
+        parameters = [*encoder.parameters(), *agent.velocity_net.parameters()]
+        self.optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-4, fused=True)
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, total_iters)
+
+    def update(
+        self,
+        state: Float[Tensor, "B o S"],
+        rgb: UInt8[Tensor, "B o height width C"],
+        chunk: Float[Tensor, "B T A"],
+    ) -> Metrics:
+        """One gradient step."""
+        agent = self.agent
+        features = self.encoder(state, random_shift(rgb, self.shift, agent.generator))
+        loss, info = agent.flow_loss(features, chunk, torch.ones(len(chunk), device=chunk.device))
+        gradient_step(self.optimizer, loss)
+        self.scheduler.step()
+        with torch.no_grad():
+            _ema(agent.velocity_net_ema, agent.velocity_net, 1 - agent.ema_decay)
+        return {"encoder_flow_loss": info["flow_loss"]}
+
+
+def random_shift(
+    images: UInt8[Tensor, "B o height width C"], pixels: int, generator: torch.Generator
+) -> UInt8[Tensor, "B o height width C"]:
+    """Every stack moved by its own whole number of pixels, up to ``pixels`` each way; edges repeat."""
+    batch, _, height, width, _ = images.shape
+    moves = torch.randint(-pixels, pixels + 1, (2, batch, 1), generator=generator, device=images.device)
+    rows = (torch.arange(height, device=images.device) + moves[0]).clamp(0, height - 1)
+    columns = (torch.arange(width, device=images.device) + moves[1]).clamp(0, width - 1)
+    stack = torch.arange(batch, device=images.device)[:, None, None]
+    return images.transpose(1, 3)[stack, columns[:, :, None], rows[:, None]].transpose(1, 3)
 
 
 def _ema(average: nn.Module, source: nn.Module, rate: float) -> None:

@@ -99,11 +99,15 @@ class ShortcutFlowSpec:
         """The rows that Q^A was trained on."""
         return slice(0, self.act_horizon) if self.published else self.executed_rows
 
+    def build_visual(self) -> VisualEncoder | None:
+        """A fresh image encoder of this shape; None for a policy of states alone."""
+        return VisualEncoder(self.image_channels, self.visual_dim) if self.image_channels else None
+
     def build_encoder(self) -> ObservationEncoder:
         """A fresh encoder of this shape that leaves states as they are (a published one clamps nothing either)."""
-        visual = VisualEncoder(self.image_channels, self.visual_dim) if self.image_channels else None
         limit = math.inf if self.published else FEATURE_LIMIT
-        return ObservationEncoder(torch.zeros(self.state_dim), torch.ones(self.state_dim), visual, limit=limit)
+        mean, std = torch.zeros(self.state_dim), torch.ones(self.state_dim)
+        return ObservationEncoder(mean, std, self.build_visual(), limit=limit)
 
     def build_velocity(self) -> nn.Module:
         """A fresh velocity network of this shape."""

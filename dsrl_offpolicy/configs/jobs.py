@@ -184,6 +184,16 @@ class Stage0Config(TrackedConfig, SimulatorConfig):
     """Of the velocity network's average."""
     consistency_fraction: float = 0.25
     """Share of a batch that trains self-consistency."""
+    visual_dim: int = 64
+    """Features of a frame's images, where demonstrations have them."""
+    encoder_iters: int = 3000
+    """Gradient steps that train the image encoder with the flow, before it is frozen and total_iters begin."""
+    encoder_batch_size: int = 64
+    """Windows per such step."""
+    encoder_lr: float = 5e-4
+    """AdamW's learning rate there, decayed to 0 by a cosine."""
+    image_shift: int = 4
+    """Pixels by which images are shifted at random there."""
     advantage_temperature: float = 10.0
     """beta of the weights exp(A / beta); inf weighs all demonstrations alike."""
     max_weight: float = 20.0

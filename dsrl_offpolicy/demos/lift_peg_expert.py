@@ -3,6 +3,7 @@ plan takes 170, and failures among its demonstrations."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,12 +150,13 @@ def record_lift_peg(
 def _make_recorder(recording: Recording, folder: Path, name: str) -> Any:
     try:
         import gymnasium as gym
-        import mani_skill.envs  # noqa: F401  registers the tasks
+        import mani_skill.envs  # registers the tasks
         from mani_skill.utils.wrappers.record import RecordEpisode
     except ImportError as error:
         raise InputError(
             f"env_id: expected the extra maniskill (pip install 'dsrl_offpolicy[maniskill]') for {TASK}, {error}"
         ) from error
+    mani_skill.logger.setLevel(logging.ERROR)
     env = gym.make(
         TASK,
         obs_mode=recording.obs_mode,

@@ -78,6 +78,21 @@ def stack_states(trajectories: Sequence[Trajectory]) -> np.ndarray:
     return np.concatenate([t.obs for t in trajectories])
 
 
+def stack_images(trajectories: Sequence[Trajectory]) -> np.ndarray:
+    """The images of all trajectories in order, ``[F, H, W, 3k]`` uint8, read from their file.
+
+    Raises:
+        InputError: the file is no longer readable.
+    """
+    images = [t.images for t in trajectories if t.images is not None]
+    table = np.empty((sum(len(i) for i in images), *images[0].shape[1:]), dtype=np.uint8)
+    first = 0
+    for part in images:
+        table[first : first + len(part)] = part.read(slice(None))
+        first += len(part)
+    return table
+
+
 def cut_windows(trajectories: Sequence[Trajectory], control_mode: str, spec: WindowSpec) -> Windows:
     """Every window of every trajectory (starts run from -(o-1) to the last step).
 

@@ -35,6 +35,22 @@ def simulator_of(env_id: str) -> Literal["metaworld", "maniskill", "gymnasium"]:
     return "maniskill" if env_id in maniskill_tasks() else "gymnasium"
 
 
+def check_env_id(env_id: str) -> None:
+    """Refuse an id that no simulator knows.
+
+    Raises:
+        InputError: naming the nearest one.
+    """
+    known = [*metaworld_tasks(), *gym.registry]
+    if env_id in known or env_id in (known := [*known, *maniskill_tasks()]):
+        return
+    close = difflib.get_close_matches(env_id, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise InputError(
+        f"env_id: expected a MetaWorld or ManiSkill task or a registered Gymnasium id, got {env_id!r}{hint}"
+    )
+
+
 class ContinuousGoals(gym.Wrapper):
     """MetaWorld with the task's own continuous distribution of starts, drawn from the seed given to ``reset``.
 
@@ -73,15 +89,9 @@ def _make_registered(env_id: str, max_episode_steps: int | None) -> gym.Env:
     try:
         return gym.make(env_id, max_episode_steps=max_episode_steps, disable_env_checker=True)
     except (gym.error.Error, ImportError) as error:
-        known = [*metaworld_tasks(), *maniskill_tasks(), *gym.registry]
-        if env_id in known:
-            cause = " ".join(str(error).split())
-            raise InputError(f"env_id: expected an environment that can be made, {env_id}: {cause}") from error
-        close = difflib.get_close_matches(env_id, known, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise InputError(
-            f"env_id: expected a MetaWorld or ManiSkill task or a registered Gymnasium id, got {env_id!r}{hint}"
-        ) from error
+        check_env_id(env_id)
+        cause = " ".join(str(error).split())
+        raise InputError(f"env_id: expected an environment that can be made, {env_id}: {cause}") from error
 
 
 class SuccessReward(gym.Wrapper):

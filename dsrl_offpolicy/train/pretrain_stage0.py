@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsrl_offpolicy.agents.awsc import AWSCAgent, DemoBatch
+from dsrl_offpolicy.agents.awsc import AWSCAgent, DemoBatch, EncoderTraining
 from dsrl_offpolicy.base_policies.observation_encoder import ObservationEncoder
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, ShortcutFlowSpec
 from dsrl_offpolicy.checkpoint import save_checkpoint
 from dsrl_offpolicy.configs.jobs import Stage0Config
-from dsrl_offpolicy.demos.trajectory import Demonstrations, read_demonstrations
-from dsrl_offpolicy.demos.windows import Windows, WindowSpec, cut_windows, stack_states
+from dsrl_offpolicy.demos.trajectory import Demonstrations
+from dsrl_offpolicy.demos.windows import Windows, WindowSpec, cut_windows, stack_images, stack_states
 from dsrl_offpolicy.envs.vector import make_vector_env
-from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, summarise
 from dsrl_offpolicy.models.latent_sources import prior_source
 from dsrl_offpolicy.seeding import torch_generator
 from dsrl_offpolicy.tracking import ProgressReport, Run, create_run_folder
+from dsrl_offpolicy.train.demo_files import encode_demonstrations, image_shape, load_demonstrations
 from dsrl_offpolicy.train.wiring import base_env_spec, check_fit, command, require_file, start_torch
 
 
@@ -31,14 +31,17 @@ def run(config: Stage0Config) -> Path:
     """Train and save ``checkpoints/last.pt``. Returns the run folder."""
     device = start_torch(config)
     path = require_file(config.demo_path, "demo_path", "an HDF5 file of demonstrations (dsrl demos writes one)")
-    demos = read_demonstrations(path, need_rewards=config.reward_mode != "sparse", limit=config.num_demos)
-    if demos.env_id and demos.env_id != config.env_id:
-        raise InputError(f"env_id: expected {demos.env_id} as in the demonstrations, got {config.env_id}")
+    demos = load_demonstrations(
+        config,
+        path,
+        obs_mode=config.obs_mode,
+        control_mode=config.control_mode,
+        reward_mode=config.reward_mode,
+    )
     spec = base_spec(config, demos)
     windows = cut_windows(demos.trajectories, demos.control_mode, window_spec(spec))
-    states = torch.from_numpy(stack_states(demos.trajectories))
-    encoder = ObservationEncoder.fit(states).to(device)
-    data = to_batch(windows, encoder.encode_frames(states.to(device)))
+    encoder = ObservationEncoder.fit(torch.from_numpy(stack_states(demos.trajectories)), spec.build_visual())
+    encoder = encoder.to(device)
     agent = AWSCAgent(
         spec,
         lr=config.lr,
@@ -57,6 +60,9 @@ def run(config: Stage0Config) -> Path:
 
     folder = create_run_folder(config.out, f"dsrl_offpolicy_stage0-{config.env_id}-seed{config.seed}")
     with Run(folder, config, track=config.track, wandb_project=config.wandb_project) as tracker:
+        if spec.image_channels:
+            _train_encoder(config, tracker, agent, encoder, demos, windows, device)
+        data = to_batch(windows, encode_demonstrations(demos, encoder.encode_frames, device))
         sampler = torch_generator(config.seed, "stage0_batches", device)
         with ProgressReport("stage0", config.total_iters, "gradient steps") as progress:
             for step in range(1, config.total_iters + 1):
@@ -79,6 +85,34 @@ def run(config: Stage0Config) -> Path:
             summary["base"] = _evaluate(policy, config, device)
         tracker.write_summary(summary)
     return folder
+
+
+def _train_encoder(
+    config: Stage0Config,
+    tracker: Run,
+    agent: AWSCAgent,
+    encoder: ObservationEncoder,
+    demos: Demonstrations,
+    windows: Windows,
+    device: torch.device,
+) -> None:
+    """Train the image encoder and freeze it. All images are held in memory, as bytes."""
+    training = EncoderTraining(
+        agent, encoder, lr=config.encoder_lr, total_iters=config.encoder_iters, shift=config.image_shift
+    )
+    states = torch.from_numpy(stack_states(demos.trajectories)).to(device)
+    images = torch.from_numpy(stack_images(demos.trajectories))
+    chunks, rows = torch.from_numpy(windows.chunks), torch.from_numpy(windows.rows)
+    sampler = torch_generator(config.seed, "stage0_encoder_batches")
+    with ProgressReport("encoder", config.encoder_iters, "gradient steps") as progress:
+        for step in range(1, config.encoder_iters + 1):
+            index = torch.randint(len(windows), (config.encoder_batch_size,), generator=sampler)
+            batch = rows[index]
+            metrics = training.update(states[batch.to(device)], images[batch].to(device), chunks[index].to(device))
+            if step % config.log_freq == 0 or step == config.encoder_iters:
+                row = tracker.log(metrics, {"gradient_steps": step}, "encoder")
+                progress.report(step, {"encoder_flow_loss": row["encoder_flow_loss"]})
+    encoder.requires_grad_(False)
 
 
 def _content(agent: AWSCAgent, encoder: ObservationEncoder, gradient_steps: int) -> dict[str, Any]:
@@ -108,6 +142,7 @@ def _evaluate(policy: ShortcutFlowPolicy, config: Stage0Config, device: torch.de
 
 def base_spec(config: Stage0Config, demos: Demonstrations) -> ShortcutFlowSpec:
     """The base policy that a configuration and a file of demonstrations make."""
+    shape = image_shape(demos)
     return ShortcutFlowSpec(
         env_id=config.env_id,
         control_mode=demos.control_mode,
@@ -126,6 +161,9 @@ def base_spec(config: Stage0Config, demos: Demonstrations) -> ShortcutFlowSpec:
         reward_mode=config.reward_mode,
         reward_scale=config.reward_scale,
         end_on_success=config.end_on_success,
+        image_channels=shape[2] if shape else 0,
+        visual_dim=config.visual_dim if shape else 0,
+        image_size=shape[:2] if shape else None,
     )
 
 

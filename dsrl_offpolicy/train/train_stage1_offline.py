@@ -14,8 +14,7 @@ from torch import Tensor
 from dsrl_offpolicy.agents.aw_mle import AWMLEAgent
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
 from dsrl_offpolicy.configs.jobs import Stage1Config
-from dsrl_offpolicy.demos.trajectory import read_demonstrations
-from dsrl_offpolicy.demos.windows import cut_windows, split_episodes, stack_states
+from dsrl_offpolicy.demos.windows import cut_windows, split_episodes
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import EvaluationSummary, evaluation_seeds, run_episodes, summarise
@@ -24,6 +23,7 @@ from dsrl_offpolicy.models.latent_q_network import LatentCritic
 from dsrl_offpolicy.models.latent_sources import policy_source
 from dsrl_offpolicy.seeding import torch_generator
 from dsrl_offpolicy.tracking import ProgressReport, Run, create_run_folder
+from dsrl_offpolicy.train.demo_files import encode_demonstrations, image_shape, load_demonstrations
 from dsrl_offpolicy.train.pretrain_stage0 import window_spec
 from dsrl_offpolicy.train.steering_files import save_steering
 from dsrl_offpolicy.train.wiring import (
@@ -68,7 +68,15 @@ def run(config: Stage1Config) -> Path:
 
 def _load_states(config: Stage1Config, base: ShortcutFlowPolicy, device: torch.device) -> tuple[Tensor, Tensor]:
     path = require_file(config.demo_path, "demo_path", "an HDF5 file of demonstrations (dsrl demos writes one)")
-    demos = read_demonstrations(path, limit=config.num_demos)
+    demos = load_demonstrations(
+        config, path, obs_mode=base.spec.obs_mode, control_mode=base.spec.control_mode or config.control_mode
+    )
+    shape = image_shape(demos)
+    if shape is not None and shape[2] != base.image_channels:
+        raise InputError(
+            f"demo_path: expected images of {base.image_channels // 3} cameras as in the base policy, "
+            f"got {shape[2] // 3}"
+        )
     if demos.state_dim != base.state_dim:
         raise InputError(
             f"demo_path: expected {base.state_dim} state dimensions as in the base policy, got {demos.state_dim}"
@@ -80,7 +88,7 @@ def _load_states(config: Stage1Config, base: ShortcutFlowPolicy, device: torch.d
         )
     windows = cut_windows(demos.trajectories, demos.control_mode, window_spec(base.spec, rewards=False))
     parts = split_episodes(windows, config.held_out_fraction)
-    table = base.encode_frames(torch.from_numpy(stack_states(demos.trajectories)).to(device))
+    table = encode_demonstrations(demos, base.encode_frames, device)
     train, held_out = (table[torch.from_numpy(p.rows).to(device)].flatten(1) for p in parts)
     return train, held_out
 

@@ -155,7 +155,25 @@ def check_fit(spec: ShortcutFlowSpec, env_spec: EnvSpec) -> EnvFacts:
             raise InputError(
                 f"awsc_checkpoint: expected {expected} {what} for {env_spec.env_id}, got {found}{trained}"
             )
+    if facts.image_shape is not None:
+        _check_images(spec, env_spec.env_id, facts.image_shape, facts.cameras)
     return facts
+
+
+def _check_images(
+    spec: ShortcutFlowSpec, env_id: str, shape: tuple[int, int, int], cameras: tuple[str, ...]
+) -> None:
+    size, channels = shape[:2], shape[2]
+    if channels != spec.image_channels:
+        raise InputError(
+            f"awsc_checkpoint: expected images of {channels // 3} cameras ({', '.join(cameras)}) for {env_id}, "
+            f"got {spec.image_channels // 3}"
+        )
+    if spec.image_size is not None and spec.image_size != size:
+        raise InputError(
+            f"awsc_checkpoint: expected images of {size[0]} x {size[1]} pixels for {env_id}, "
+            f"got {spec.image_size[0]} x {spec.image_size[1]}"
+        )
 
 
 def note_other_task(spec: ShortcutFlowSpec, env_id: str) -> None:

@@ -196,9 +196,10 @@ def test_defaults_are_in_range(job):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_setting_is_read_by_its_own_job(command):
     """A setting that no code reads is a flag that does nothing: each must be read as ``config.<name>`` in the
-    job's own module or in the wiring that every job shares."""
+    job's own module or in those that jobs share."""
     read: set[str] = set()
-    for module in (COMMANDS[command][0], "dsrl_offpolicy.train.wiring"):
+    shared = ("dsrl_offpolicy.train.wiring", "dsrl_offpolicy.train.demo_files")
+    for module in (COMMANDS[command][0], *shared):
         tree = ast.parse(Path(import_module(module).__file__).read_text())
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):

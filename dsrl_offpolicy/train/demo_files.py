@@ -1,0 +1,129 @@
+"""Demonstrations as Stages 0 and 1 take them: held against what is needed, and their frames encoded once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config
+from dsrl_offpolicy.demos.trajectory import Demonstrations, read_demonstrations
+from dsrl_offpolicy.envs.simulators import check_env_id, simulator_of
+from dsrl_offpolicy.envs.spec import EnvSpec
+from dsrl_offpolicy.envs.vector import inspect_env
+from dsrl_offpolicy.errors import InputError
+
+ENCODED_AT_ONCE = 256
+"""Frames in one call of an image encoder."""
+
+
+def load_demonstrations(
+    config: Stage0Config | Stage1Config,
+    path: Path,
+    *,
+    obs_mode: str | None = None,
+    control_mode: str | None = None,
+    reward_mode: str | None = None,
+) -> Demonstrations:
+    """The demonstrations of ``path``, once they are of the job's task and modes.
+
+    Of a file with images, the order of the state's parts and of the cameras is asked of the environment: HDF5 does
+    not keep it.
+
+    Args:
+        config: its ``env_id``, ``num_demos`` and simulator are used.
+        path: the HDF5 file.
+        obs_mode: what is needed; None takes what the file has.
+        control_mode: what is needed; None takes what the file has.
+        reward_mode: whose rewards are needed; None and ``sparse`` need none.
+
+    Raises:
+        InputError: another task, control mode, observation mode or reward mode; a file or field that is missing.
+    """
+    check_env_id(config.env_id)
+    rewards = reward_mode if reward_mode != "sparse" else None
+    look = read_demonstrations(path, need_rewards=rewards is not None, limit=1)
+    look.expect(env_id=config.env_id, control_mode=control_mode, obs_mode=obs_mode, reward_mode=rewards)
+    obs_mode = obs_mode or look.obs_mode or "state"
+    if obs_mode not in ("state", "rgb"):
+        raise InputError(f"obs_mode: expected demonstrations recorded with state or rgb, {path} has {obs_mode}")
+    keys = cameras = None
+    if obs_mode == "rgb":
+        spec = EnvSpec(
+            config.env_id,
+            control_mode=control_mode or look.control_mode or None,
+            obs_mode="rgb",
+            sim_backend=config.sim_backend,
+            render_backend=config.render_backend,
+            reward_mode="sparse" if simulator_of(config.env_id) == "maniskill" else "dense",
+        )
+        facts = inspect_env(spec)
+        keys, cameras = facts.state_keys, facts.cameras
+    demos = read_demonstrations(
+        path,
+        need_rewards=rewards is not None,
+        need_images=obs_mode == "rgb",
+        state_keys=keys,
+        cameras=cameras,
+        limit=config.num_demos,
+    )
+    _note_time_limit(demos, config.max_episode_steps)
+    return demos
+
+
+def _note_time_limit(demos: Demonstrations, given: int | None) -> None:
+    """Tell the user where episodes will end before a typical demonstration does."""
+    if simulator_of(demos.env_id) != "maniskill":
+        return
+    from dsrl_offpolicy.envs.maniskill import time_limit
+
+    limit = time_limit(EnvSpec(demos.env_id, max_episode_steps=given))
+    median = int(np.median([len(t) for t in demos.trajectories]))
+    if limit is not None and median > limit:
+        print(
+            f"note: demonstrations of {demos.env_id} take {median} env steps (median), its episodes end after "
+            f"{limit}; --max_episode_steps gives them longer",
+            file=sys.stderr,
+        )
+
+
+def image_shape(demos: Demonstrations) -> tuple[int, int, int] | None:
+    """``(H, W, 3k)``; None without images.
+
+    Raises:
+        InputError: trajectories of different shapes.
+    """
+    shapes = {t.images.shape[1:] if t.images is not None else None for t in demos.trajectories}
+    if len(shapes) > 1:
+        raise InputError(
+            f"{demos.path}: expected images of one shape in every traj, got {sorted(map(str, shapes))}"
+        )
+    return shapes.pop()
+
+
+def encode_demonstrations(
+    demos: Demonstrations, encode: Callable[[Tensor, Tensor | None], Tensor], device: torch.device
+) -> Tensor:
+    """Features of all frames in order, ``[F, V+S]``: the table that ``Windows.rows`` index. Images are read and
+    encoded a few at a time.
+
+    Args:
+        demos: trajectory i contributes its n_i + 1 frames.
+        encode: states ``[N, S]`` and images ``[N, H, W, 3k]`` (or None) to ``[N, V+S]``.
+        device: where it computes.
+    """
+    parts: list[Tensor] = []
+    with torch.no_grad():
+        for trajectory in demos.trajectories:
+            state = torch.from_numpy(trajectory.obs).to(device)
+            for first in range(0, len(state), ENCODED_AT_ONCE):
+                rows = slice(first, min(first + ENCODED_AT_ONCE, len(state)))
+                images = None
+                if trajectory.images is not None:
+                    images = torch.from_numpy(trajectory.images.read(rows)).to(device)
+                parts.append(encode(state[rows], images))
+    return torch.cat(parts)
