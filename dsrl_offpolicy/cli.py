@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "quickstart": ("dsrl_offpolicy.train.quickstart", "demonstrations, Stages 0, 1, 2 and the final table"),
-    "demos": ("dsrl_offpolicy.train.generate_demos", "record imperfect scripted experts"),
+    "demos": ("dsrl_offpolicy.train.generate_demos", "record scripted experts or motion plans"),
     "pretrain": ("dsrl_offpolicy.train.pretrain_stage0", "Stage 0: base policy and action critic"),
     "stage1": (
         "dsrl_offpolicy.train.train_stage1_offline",
@@ -17,8 +17,11 @@ COMMANDS = {
     "stage2": ("dsrl_offpolicy.train.train_stage2_online", "Stage 2: online SAC in latent space"),
     "eval": ("dsrl_offpolicy.train.evaluate", "compare base, controls and latent policies"),
 }
-TOOLS = {"checkpoint": ("dsrl_offpolicy.train.inspect_checkpoint", "inspect FILE: what a checkpoint holds")}
-"""Commands that are no job: they have no settings and leave no run folder."""
+TOOLS = {
+    "checkpoint": ("dsrl_offpolicy.train.inspect_checkpoint", "inspect FILE: what a checkpoint holds"),
+    "doctor": ("dsrl_offpolicy.train.doctor", "env: whether an environment works here, its spaces and speed"),
+}
+"""Commands that are no job: they leave no run folder."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -188,7 +188,7 @@ class Stage0Config(TrackedConfig, SimulatorConfig):
     """Features of a frame's images, where demonstrations have them."""
     encoder_iters: int = 3000
     """Gradient steps that train the image encoder with the flow, before it is frozen and total_iters begin."""
-    encoder_batch_size: int = 64
+    encoder_batch_size: int = 32
     """Windows per such step."""
     encoder_lr: float = 5e-4
     """AdamW's learning rate there, decayed to 0 by a cosine."""
@@ -357,3 +357,21 @@ class QuickstartConfig:
     """Environments, a process each."""
     track: bool = False
     """Also log to Weights & Biases."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorEnvConfig:
+    """dsrl doctor env: whether an environment works on this machine, its spaces and its speed."""
+
+    env_id: str = "pick-place-v3"
+    """A MetaWorld or ManiSkill task, or any Gymnasium id with a Box action space."""
+    control_mode: str | None = None
+    """ManiSkill's controller; default: pd_ee_delta_pose."""
+    sim_backend: Literal["auto", "physx_cpu", "physx_cuda"] = "auto"
+    """ManiSkill's physics; auto takes the GPU where there is one."""
+    render_backend: Literal["auto", "cpu", "gpu", "none"] = "auto"
+    """What draws ManiSkill's images; auto follows sim_backend."""
+    seconds: float = 3.0
+    """How long to step for each figure."""
+    json: bool = False
+    """Print JSON."""

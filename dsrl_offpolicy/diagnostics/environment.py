@@ -1,0 +1,81 @@
+"""What an environment is on this machine, and how fast."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from dsrl_offpolicy.envs.maniskill import DEFAULT_CONTROL_MODE, sim_backend
+from dsrl_offpolicy.envs.render_device import render_device
+from dsrl_offpolicy.envs.simulators import check_env_id, simulator_of
+from dsrl_offpolicy.envs.spec import EnvSpec
+from dsrl_offpolicy.envs.vector import EnvFacts, inspect_env, make_vector_env
+
+SIMULATOR_PACKAGES = {"metaworld": "metaworld", "maniskill": "mani_skill", "gymnasium": "gymnasium"}
+
+
+def examine_environment(spec: EnvSpec, seconds: float) -> dict[str, Any]:
+    """Simulator, render device, spaces and speed of one environment, as plain values.
+
+    Args:
+        spec: what to build; a ManiSkill task is examined with states and with images.
+        seconds: how long to step for each figure.
+
+    Raises:
+        InputError: an environment that cannot be made; says why, and what cures it.
+    """
+    check_env_id(spec.env_id)
+    simulator = simulator_of(spec.env_id)
+    report: dict[str, Any] = {"env_id": spec.env_id, "simulator": f"{simulator} {_version(simulator)}"}
+    modes: tuple[str, ...] = ("state",)
+    if simulator == "maniskill":
+        report["render_device"] = render_device()
+        report["sim_backend"] = sim_backend(spec)
+        report["control_mode"] = spec.control_mode or DEFAULT_CONTROL_MODE
+        modes = ("state", "rgb")
+    for mode in modes:
+        seen = replace(spec, obs_mode=mode)  # type: ignore[arg-type]
+        report[mode] = {**_spaces(inspect_env(seen)), "env_steps_per_s": round(_speed(seen, seconds), 1)}
+    return report
+
+
+def _version(simulator: str) -> str:
+    from importlib.metadata import version
+
+    return version(SIMULATOR_PACKAGES[simulator])
+
+
+def _spaces(facts: EnvFacts) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "state_dim": facts.state_dim,
+        "action_dim": facts.action_dim,
+        "max_episode_steps": facts.max_episode_steps,
+    }
+    if facts.image_shape is not None:
+        found |= {"cameras": list(facts.cameras), "image_shape": list(facts.image_shape)}
+    if facts.state_keys is not None:
+        found["state_keys"] = list(facts.state_keys)
+    return found
+
+
+def _speed(spec: EnvSpec, seconds: float) -> float:
+    """Env steps per second of one environment under random chunks; images are drawn once per chunk."""
+    env = make_vector_env(spec, 1)
+    rng = np.random.default_rng(0)
+    try:
+        space = env.single_action_space
+        env.reset(seed=[0])
+        steps, start = 0, time.monotonic()
+        while (elapsed := time.monotonic() - start) < seconds:
+            chunk = rng.uniform(-1, 1, (1, *space.shape)).astype(np.float32)
+            *_, terminated, truncated, info = env.step(chunk)
+            steps += int(np.sum(info["n_steps"]))
+            if bool(torch.as_tensor(terminated | truncated).any()):
+                env.reset(seed=[steps])
+        return steps / elapsed
+    finally:
+        env.close()
