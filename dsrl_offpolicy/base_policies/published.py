@@ -84,7 +84,7 @@ def published_policy(
 
 
 def _spec(
-    velocity: VelocityLayout, critic: CriticLayout, visual: VisualLayout | None, **given: int
+    velocity: VelocityLayout, critic: CriticLayout, visual: VisualLayout | None, **given: Any
 ) -> ShortcutFlowSpec:
     return ShortcutFlowSpec(
         env_id="",

@@ -31,6 +31,8 @@ class RewardTerms(NamedTuple):
     end_on_success: bool
 
 
+VisualPool = Literal["max", "flatten"]
+
 DEFAULT_REWARDS = RewardTerms(0.99, "sparse", 1.0, True)
 """What is taken where a checkpoint does not say."""
 
@@ -47,6 +49,8 @@ class ShortcutFlowSpec:
         image_channels: of a frame's images, 3 per camera; 0 for a policy of states alone.
         visual_dim: V, features of a frame's images.
         image_size: (height, width) in pixels; None for unknown or any.
+        visual_pool: how the image encoder ends (see ``VisualEncoder``): ``max`` is the published way, ``flatten``
+            keeps positions.
         published: a published AWSC checkpoint: the U-Net takes no step size, Q^A scores rows 0:H, and states are
             neither normalised nor clamped.
     """
@@ -71,6 +75,7 @@ class ShortcutFlowSpec:
     image_channels: int = 0
     visual_dim: int = 0
     image_size: tuple[int, int] | None = None
+    visual_pool: VisualPool = "max"
     published: bool = False
 
     @property
@@ -101,7 +106,10 @@ class ShortcutFlowSpec:
 
     def build_visual(self) -> VisualEncoder | None:
         """A fresh image encoder of this shape; None for a policy of states alone."""
-        return VisualEncoder(self.image_channels, self.visual_dim) if self.image_channels else None
+        if not self.image_channels:
+            return None
+        size = self.image_size if self.visual_pool == "flatten" else None
+        return VisualEncoder(self.image_channels, self.visual_dim, size)
 
     def build_encoder(self) -> ObservationEncoder:
         """A fresh encoder of this shape that leaves states as they are (a published one clamps nothing either)."""

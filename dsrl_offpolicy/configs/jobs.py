@@ -186,6 +186,8 @@ class Stage0Config(TrackedConfig, SimulatorConfig):
     """Share of a batch that trains self-consistency."""
     visual_dim: int = 64
     """Features of a frame's images, where demonstrations have them."""
+    visual_pool: Literal["flatten", "max"] = "flatten"
+    """How the image encoder ends: every place of its last map, or (as published) each channel's maximum."""
     encoder_iters: int = 3000
     """Gradient steps that train the image encoder with the flow, before it is frozen and total_iters begin."""
     encoder_batch_size: int = 32

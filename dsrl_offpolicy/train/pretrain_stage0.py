@@ -164,6 +164,7 @@ def base_spec(config: Stage0Config, demos: Demonstrations) -> ShortcutFlowSpec:
         image_channels=shape[2] if shape else 0,
         visual_dim=config.visual_dim if shape else 0,
         image_size=shape[:2] if shape else None,
+        visual_pool=config.visual_pool if shape else "max",
     )
 
 
