@@ -1,8 +1,10 @@
 # Every target sets up its own virtual environment first. Variables to override:
 #   make quickstart TORCH=torch PYTHON=python3.12 ARGS="--task pick-place-v3 --seed 2"
+#   make test DEV=dev        # without ManiSkill; its tests are skipped
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
+DEV ?= dev,maniskill
 ARGS ?=
 BIN := $(VENV)/bin
 
@@ -34,7 +36,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet -e ".[dev]"
+	$(BIN)/pip install --quiet -e ".[$(DEV)]"
 	touch $@
 
 clean:

@@ -25,9 +25,13 @@ TASK = "LiftPegUpright-v1"
 WIDTHS = "--actor_hidden_dims 128 128 128 --critic_hidden_dims 128 128 128"
 EPISODE = f"--env_id {TASK} --max_episode_steps 100 --eval_end_on_success"
 DEMOS = (
-    f"--env_id {TASK} --demonstrator scripted --episodes 100 --demo_steps 80 --action_noise 0.12 "
-    "--noise_correlation 0.5 --wrong_goal_prob 0.4 --wrong_goal_offset 0 0.015 0 --wrong_goal_mirror"
+    f"--env_id {TASK} --demonstrator scripted --episodes 100 --demo_steps 80 --noise_correlation 0.5 "
+    "--wrong_goal_offset 0 0.015 0 --wrong_goal_mirror"
 )
+ERRORS = {
+    "state": "--action_noise 0.12 --wrong_goal_prob 0.4",
+    "rgb": "--action_noise 0.15 --wrong_goal_prob 0.5",
+}
 STAGE0 = f"{EPISODE} --total_iters 5000 --advantage_temperature 5 --critic_hidden_dims 128 128"
 STAGE1 = (
     f"{EPISODE} {WIDTHS} --total_iters 400 --batch_size 64 --lr 1e-3 --distill_q --critic_lr 1e-3 --log_freq 200 "
@@ -73,7 +77,7 @@ def chain(folder: Path, seed: int, obs_mode: str, num_envs: int) -> None:
     common = f"--seed {seed} --num_envs {num_envs}"
     demos = f"--demo_path {folder}/demos.h5"
     steps = {
-        "demos.h5": f"demos {DEMOS} --seed {seed} --obs_mode {obs_mode}",
+        "demos.h5": f"demos {DEMOS} {ERRORS[obs_mode]} --seed {seed} --obs_mode {obs_mode}",
         "stage0": f"pretrain {STAGE0} {common} {demos}",
         "stage1": f"stage1 {STAGE1} {common} {demos} {base}",
         "stage2": f"stage2 {STAGE2} {LENGTH[obs_mode]} {common} {base} {stage1}",

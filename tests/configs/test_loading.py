@@ -25,9 +25,10 @@ JOBS = {
     "stage2_online.yaml": jobs.Stage2Config,
     "eval.yaml": jobs.EvalConfig,
     "quickstart.yaml": jobs.QuickstartConfig,
+    "doctor_env.yaml": jobs.DoctorEnvConfig,
 }
 JOB_OF_COMMAND = dict(
-    zip(("demos", "pretrain", "stage1", "stage2", "eval", "quickstart"), JOBS.values(), strict=True)
+    zip(("demos", "pretrain", "stage1", "stage2", "eval", "quickstart", "doctor env"), JOBS.values(), strict=True)
 )
 
 
