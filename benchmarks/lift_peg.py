@@ -44,7 +44,7 @@ STAGE2 = (
 )
 LENGTH = {
     "state": "--total_timesteps 40000 --eval_freq 5000 --eval_episodes 100",
-    "rgb": "--total_timesteps 30000 --eval_freq 5000 --eval_episodes 40",
+    "rgb": "--total_timesteps 40000 --eval_freq 5000 --eval_episodes 40",
 }
 EVALUATION = {
     "state": "--episodes 100 --constants 8 --screening_episodes 10",
