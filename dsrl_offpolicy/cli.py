@@ -6,6 +6,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from dsrl_offpolicy.errors import did_you_mean
+
 COMMANDS = {
     "quickstart": ("dsrl_offpolicy.train.quickstart", "demonstrations, Stages 0, 1, 2 and the final table"),
     "demos": ("dsrl_offpolicy.train.generate_demos", "record scripted experts or motion plans"),
@@ -38,11 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = arguments
     commands = {**COMMANDS, **TOOLS}
     if name not in commands:
-        import difflib
-
-        close = difflib.get_close_matches(name, commands, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"valid: {', '.join(commands)}"
-        print(f"dsrl: error: unknown command {name!r}; {hint}", file=sys.stderr)
+        hint = did_you_mean(name, commands) or f"; valid: {', '.join(commands)}"
+        print(f"dsrl: error: unknown command {name!r}{hint}", file=sys.stderr)
         return 2
     module = importlib.import_module(commands[name][0])
     status: int = module.main(rest)

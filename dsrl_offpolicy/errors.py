@@ -1,4 +1,9 @@
-"""The one exception that users are meant to see."""
+"""The one exception that users are meant to see, and how it points to what they may have meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -7,3 +12,9 @@ class InputError(ValueError):
     The message is one line: it names the thing, what was expected and what came. The command line prints it
     without a traceback and exits with status 2.
     """
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``; did you mean X?`` for the nearest of the known names; empty where none is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""

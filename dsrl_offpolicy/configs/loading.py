@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 import tyro
 import yaml
 
-from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.errors import InputError, did_you_mean
 
 Config = TypeVar("Config")
 
@@ -193,8 +192,7 @@ def check_ranges(config: Any) -> None:
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    return f"; did you mean {close[0]}?" if close else f"; valid: {', '.join(names)}"
+    return did_you_mean(name, names) or f"; valid: {', '.join(names)}"
 
 
 def _first_paragraph(box: str) -> str:

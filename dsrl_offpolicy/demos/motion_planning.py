@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
 import os
@@ -16,7 +15,7 @@ import numpy as np
 
 from dsrl_offpolicy.demos.planning_parts import PartCounts, PlanRequest, merge_parts, open_parts, parts_folder
 from dsrl_offpolicy.demos.trajectory import check_new_file
-from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.errors import InputError, did_you_mean
 
 PLANNED_TASKS = (
     "DrawSVG-v1",
@@ -55,8 +54,7 @@ def check_planner(request: PlanRequest) -> None:
             numpy under which the planner crashes.
     """
     if request.control_mode not in CONTROL_MODES:
-        close = difflib.get_close_matches(request.control_mode, CONTROL_MODES, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = did_you_mean(request.control_mode, CONTROL_MODES)
         expected = ", ".join(CONTROL_MODES)
         raise InputError(f"control_mode: expected one of {expected}, got {request.control_mode!r}{hint}")
     for package in ("mani_skill", "mplib"):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from dsrl_offpolicy.envs.render_device import render_device
 from dsrl_offpolicy.envs.spec import EnvSpec
-from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.errors import InputError, did_you_mean
 
 DEFAULT_CONTROL_MODE = "pd_ee_delta_pose"
 
@@ -106,9 +106,11 @@ def _control_mode_error(spec: EnvSpec, error: Exception) -> Exception:
     mode = spec.control_mode or DEFAULT_CONTROL_MODE
     if mode not in said:
         return error
-    close = difflib.get_close_matches(mode, said.replace("'", " ").replace(",", " ").split()[1:], n=1)
-    hint = f" (did you mean {close[0]}?)" if close and close[0] != mode else ""
-    return InputError(f"control_mode: expected a controller of {spec.env_id}, got {mode!r}{hint}: {said}")
+    known = [word for word in re.findall(r"\w+", said) if word != mode]
+    valid = ", ".join(word for word in known if "pd_" in word)
+    return InputError(
+        f"control_mode: expected a controller of {spec.env_id} ({valid}), got {mode!r}{did_you_mean(mode, known)}"
+    )
 
 
 def time_limit(spec: EnvSpec) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import sys
 import warnings
@@ -14,7 +13,7 @@ from gymnasium.wrappers import FlattenObservation, RescaleAction, TimeLimit, Tra
 
 from dsrl_offpolicy.envs.maniskill import ManiSkillEnv, maniskill_tasks
 from dsrl_offpolicy.envs.spec import EnvSpec
-from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.errors import InputError, did_you_mean
 
 SUCCESS_KEYS = ("success", "is_success")
 
@@ -44,10 +43,9 @@ def check_env_id(env_id: str) -> None:
     known = [*metaworld_tasks(), *gym.registry]
     if env_id in known or env_id in (known := [*known, *maniskill_tasks()]):
         return
-    close = difflib.get_close_matches(env_id, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]}?" if close else ""
     raise InputError(
-        f"env_id: expected a MetaWorld or ManiSkill task or a registered Gymnasium id, got {env_id!r}{hint}"
+        f"env_id: expected a MetaWorld or ManiSkill task or a registered Gymnasium id, got {env_id!r}"
+        f"{did_you_mean(env_id, known)}"
     )
 
 

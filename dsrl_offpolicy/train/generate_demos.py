@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -18,7 +17,7 @@ from dsrl_offpolicy.demos.scripted import Imperfection, ScriptedExpert, record_e
 from dsrl_offpolicy.demos.trajectory import Trajectory, check_new_file, write_demonstrations
 from dsrl_offpolicy.envs.simulators import make_env, metaworld_tasks
 from dsrl_offpolicy.envs.spec import EnvSpec
-from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.errors import InputError, did_you_mean
 from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED, numpy_generator
 from dsrl_offpolicy.tracking import ProgressReport
 from dsrl_offpolicy.train.wiring import command
@@ -43,8 +42,7 @@ def check_task(flag: str, task: str, planned: Sequence[str] = ()) -> None:
     """
     tasks = [*metaworld_tasks(), *planned]
     if task not in tasks:
-        close = difflib.get_close_matches(task, tasks, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = did_you_mean(task, tasks)
         others = f" or a ManiSkill task with a motion planner ({', '.join(planned)})" if planned else ""
         raise InputError(f"{flag}: expected a MetaWorld task with a scripted expert{others}, got {task!r}{hint}")
 
