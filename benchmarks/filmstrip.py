@@ -54,7 +54,8 @@ def main() -> int:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    config = parse_job(EvalConfig, "eval.yaml", "filmstrip", sys.argv[1:])
+    flags = [*sys.argv[1:], "--device", "cpu", "--sim_backend", "physx_cpu"]
+    config = parse_job(EvalConfig, "eval.yaml", "filmstrip", flags)
     device = start_torch(config)
     base = load_base(config, device)
     assert config.stage2_checkpoint is not None and config.out is not None

@@ -3,7 +3,7 @@
     python benchmarks/lift_peg.py --seeds 1 2 3 --runs runs --out docs/results            # states
     python benchmarks/lift_peg.py --obs_mode rgb --seeds 1 --runs runs --out docs/results  # images 128 x 128
 
-Each step is one `dsrl` command, printed before it runs; a step whose folder stands in ``--runs`` is not run again.
+Each step is one `dsrl` command, printed before it runs; a step that stands whole in ``--runs`` is not run again.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def chain(folder: Path, seed: int, obs_mode: str, num_envs: int) -> None:
         f"--stage2_checkpoint {folder}/stage2/checkpoints/last.pt",
     }
     for name, command in steps.items():
-        if not (folder / name).exists():
+        whole = folder / name / "summary.json" if not name.endswith(".h5") else folder / "demos.json"
+        if not whole.exists():
             start = time.monotonic()
             dsrl(f"{command} --out {folder / name}")
             minutes[name] = round((time.monotonic() - start) / 60, 2)

@@ -6,7 +6,7 @@
 set -euo pipefail
 OLDEST=24.3
 
-installed() { dpkg-query -W -f '${Version}' mesa-vulkan-drivers 2>/dev/null || true; }
+installed() { dpkg-query -W -f '${db:Status-Status} ${Version}' mesa-vulkan-drivers 2>/dev/null | sed -n 's/^installed //p'; }
 new_enough() { [ -n "$1" ] && dpkg --compare-versions "$1" ge "$OLDEST"; }
 
 if ! command -v dpkg-query >/dev/null; then

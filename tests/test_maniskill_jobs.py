@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.maniskill, pytest.mark.usefixtures("maniskill")]
 TASK = "LiftPegUpright-v1"
 TRAIN = Path(dsrl_offpolicy.__file__).parent / "train"
 STATE_DIM = {"state": 32, "rgb": 25}
+IMAGE_FLAGS = ["--encoder_iters", 2, "--encoder_batch_size", 4, "--visual_dim", 6]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def chain(request, run_command, tmp_path_factory) -> Chain:
                      "--episodes", 3, "--demo_steps", 12],
         "stage0": ["pretrain", *episode, "--demo_path", chain.demos, "--total_iters", 4, "--batch_size", 8,
                    "--velocity_widths", 16, "--embed_dim", 8, "--critic_hidden_dims", 16, "--denoising_steps", 2,
-                   "--encoder_iters", 2, "--encoder_batch_size", 4, "--visual_dim", 6, "--log_freq", 2],
+                   "--log_freq", 2, *(IMAGE_FLAGS if chain.mode == "rgb" else [])],
         "stage1": ["stage1", *episode, "--demo_path", chain.demos, *base, "--total_iters", 2, "--batch_size", 4,
                    "--num_candidates", 4, "--verify_states", 4, "--verify_samples", 2, "--eval_freq", 0,
                    *TINY_WIDTHS],
@@ -123,6 +124,12 @@ def test_what_contradicts_the_files_is_one_line(chain, run_command, tmp_path):
     ]
     if chain.mode == "state":
         cases.append(([*pretrain, "--obs_mode", "rgb"], ["obs_mode", "rgb", "state"]))
+        cases.append(([*pretrain, "--visual_dim", 6], ["visual_dim", "without images"]))
+    else:
+        cases.append(([*pretrain, "--image_size", 64, 64], ["image_size", "(128, 128)", "(64, 64)"]))
+        cases.append(
+            (["eval", "--env_id", TASK, *base, "--image_size", 64, 64, *out], ["image_size", "(128, 128)"])
+        )
     if torch.cuda.is_available():
         cases = [case for case in cases if "physx_cuda" not in case[0]]
     for argv, words in cases:

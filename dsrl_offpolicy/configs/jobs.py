@@ -59,6 +59,10 @@ class SimulatorConfig:
     """ManiSkill's physics; auto takes the GPU where there is one."""
     render_backend: Literal["auto", "cpu", "gpu", "none"] = "auto"
     """What draws ManiSkill's images; auto follows sim_backend, and draws nothing for obs_mode state."""
+    image_size: tuple[int, int] | None = None
+    """Height and width of ManiSkill's images; default: those of the demonstrations or the base policy."""
+    robot_uids: str | None = None
+    """ManiSkill's robot; default: the task's own."""
 
 
 @dataclass(frozen=True, kw_only=True)

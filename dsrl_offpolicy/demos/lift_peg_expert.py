@@ -3,7 +3,9 @@ plan takes 170, and failures among its demonstrations."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,22 +134,28 @@ def record_lift_peg(
         report: hears the episodes so far and their success rate.
 
     Raises:
-        InputError: ManiSkill is missing.
+        InputError: ManiSkill is missing, or the file cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    name = f"{path.stem}.unfinished"
-    env = _make_recorder(recording, path.parent, name)
-    successes = 0
-    for i, seed in enumerate(seeds, start=1):
-        successes += _record_episode(env, seed, make_expert())
-        env.flush_trajectory()
-        report(i, successes / i)
-    env.close()
-    for suffix in (".json", ".h5"):
-        path.with_name(name + suffix).rename(path.with_suffix(suffix))
+    path = path.absolute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix=".demos-", dir=path.parent)
+    except OSError as error:
+        raise InputError(f"out: expected a file that can be made, {path}: {error.strerror}") from error
+    # The recorder replaces ".h5" anywhere in a path, also in the names of folders: it gets a relative one.
+    with folder, contextlib.chdir(folder.name):
+        env = _make_recorder(recording)
+        successes = 0
+        for i, seed in enumerate(seeds, start=1):
+            successes += _record_episode(env, seed, make_expert())
+            env.flush_trajectory()
+            report(i, successes / i)
+        env.close()
+        Path("demos.json").rename(path.with_suffix(".json"))
+        Path("demos.h5").rename(path)
 
 
-def _make_recorder(recording: Recording, folder: Path, name: str) -> Any:
+def _make_recorder(recording: Recording) -> Any:
     try:
         import gymnasium as gym
         import mani_skill.envs  # registers the tasks
@@ -163,11 +171,11 @@ def _make_recorder(recording: Recording, folder: Path, name: str) -> Any:
         control_mode=CONTROL_MODE,
         reward_mode=recording.reward_mode,
         sim_backend="physx_cpu",
-        render_backend="none" if recording.obs_mode == "state" else "cpu",
+        render_backend="none" if recording.obs_mode == "state" else "gpu",
         max_episode_steps=recording.demo_steps,
     )
     return RecordEpisode(
-        env, str(folder), trajectory_name=name, save_video=False, save_on_reset=False, record_reward=True
+        env, ".", trajectory_name="demos", save_video=False, save_on_reset=False, record_reward=True
     )
 
 

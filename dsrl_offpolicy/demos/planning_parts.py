@@ -182,8 +182,8 @@ def merge_parts(folder: Path, path: Path) -> None:
                     episodes.append({**episode, "episode_id": len(episodes)})
     merged.with_suffix(".json").write_text(json.dumps(_merged_meta(meta, episodes), indent=2))
     check_new_file(path)
+    merged.rename(path)  # first: an interruption between the two leaves an HDF5 that misses its JSON, and says so
     merged.with_suffix(".json").rename(path.with_suffix(".json"))
-    merged.rename(path)
     shutil.rmtree(folder)
 
 

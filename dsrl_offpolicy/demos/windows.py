@@ -68,11 +68,6 @@ def pads_with_zeros(control_mode: str) -> bool:
     return "delta" in control_mode
 
 
-def frame_count(trajectories: Sequence[Trajectory]) -> int:
-    """Frames of all trajectories: the length of the table that ``Windows.rows`` index."""
-    return sum(len(t) + 1 for t in trajectories)
-
-
 def stack_states(trajectories: Sequence[Trajectory]) -> np.ndarray:
     """The states of all trajectories in order, ``[F, S]`` float32: the table that ``Windows.rows`` index."""
     return np.concatenate([t.obs for t in trajectories])
@@ -119,6 +114,7 @@ def _cut(trajectory: Trajectory, index: int, first_row: int, zero_pad: bool, spe
         terminated[length - 1] = True
     else:
         length = len(trajectory)
+        terminated &= ~trajectory.success  # ManiSkill records success as termination, asked for or not
     step_reward = _rewards(trajectory, spec)[:length]
 
     t = np.arange(length)

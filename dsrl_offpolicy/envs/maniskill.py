@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
 import logging
+import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -26,6 +30,19 @@ def maniskill_tasks() -> list[str]:
     from mani_skill.utils.registration import REGISTERED_ENVS
 
     return sorted(REGISTERED_ENVS)
+
+
+def check_maniskill() -> None:
+    """Refuse to go on where ManiSkill cannot build a scene.
+
+    Raises:
+        InputError: it is not installed, or has no render device; says what cures it.
+    """
+    if importlib.util.find_spec("mani_skill") is None:
+        raise InputError(
+            "env_id: expected the extra maniskill (pip install 'dsrl_offpolicy[maniskill]'), got none"
+        )
+    render_device()
 
 
 def sim_backend(spec: EnvSpec) -> str:
@@ -50,40 +67,64 @@ def make_simulator(spec: EnvSpec, num_envs: int) -> Any:
         InputError: no render device, a task whose assets are not here, or a mode it does not know.
     """
     from mani_skill import logger
-    from mani_skill.utils.registration import REGISTERED_ENVS
 
     logger.setLevel(logging.ERROR)
     logging.getLogger("mani_skill").setLevel(logging.ERROR)
-    render_device()
+    check_maniskill()
     _check_assets(spec.env_id)
     backend = sim_backend(spec)
     if spec.render_backend == "none" and spec.obs_mode == "rgb":
         raise InputError("render_backend: expected auto, cpu or gpu for obs_mode rgb, got none")
 
-    def make(render: str) -> Any:
-        return REGISTERED_ENVS[spec.env_id].make(
-            num_envs=num_envs,
-            obs_mode=spec.obs_mode,
-            control_mode=spec.control_mode or DEFAULT_CONTROL_MODE,
-            reward_mode=spec.reward_mode,
-            sim_backend=backend,
-            render_backend=render,
-        )
-
-    device = "gpu" if backend == "physx_cuda" else "cpu"
+    settings: dict[str, Any] = {
+        "num_envs": num_envs,
+        "obs_mode": spec.obs_mode,
+        "control_mode": spec.control_mode or DEFAULT_CONTROL_MODE,
+        "reward_mode": spec.reward_mode,
+        "sim_backend": backend,
+    }
+    if spec.image_size is not None:
+        settings["sensor_configs"] = {"height": spec.image_size[0], "width": spec.image_size[1]}
+    if spec.robot_uids is not None:
+        settings["robot_uids"] = spec.robot_uids
     try:
-        if spec.render_backend != "auto":
-            return make(spec.render_backend)
-        if spec.obs_mode == "rgb":
-            return make(device)
-        try:
-            return make("none")
-        except AttributeError:  # a task that edits its visual bodies (PushT-v1) has none without a renderer
-            return make(device)
+        return _make(spec, settings)
     except NotImplementedError as error:
-        raise InputError(f"reward_mode or obs_mode of {spec.env_id}: {' '.join(str(error).split())}") from error
+        raise InputError(f"reward_mode or obs_mode of {spec.env_id}: {_one_line(error)}") from error
     except (KeyError, AssertionError) as error:
         raise _control_mode_error(spec, error) from error
+    except (EOFError, SystemExit) as error:  # ManiSkill asks on standard input whether to download
+        raise _assets_error(spec.env_id, "its robot") from error
+    except RuntimeError as error:
+        raise InputError(
+            f"env_id: expected a scene that can be built, {spec.env_id}: {_one_line(error)}"
+        ) from error
+
+
+def _make(spec: EnvSpec, settings: Mapping[str, Any]) -> Any:
+    """Build it with a renderer only where one is needed: state steps go without. ``gpu`` is the CPU where there is
+    no CUDA (ManiSkill falls back)."""
+    from mani_skill.utils.registration import REGISTERED_ENVS
+
+    make = functools.partial(REGISTERED_ENVS[spec.env_id].make, **settings)
+    with open(os.devnull) as nothing, _standard_input(nothing):
+        if spec.render_backend != "auto":
+            return make(render_backend=spec.render_backend)
+        if spec.obs_mode == "rgb":
+            return make(render_backend="gpu")
+        try:
+            return make(render_backend="none")
+        except AttributeError:  # a task that edits its visual bodies (PushT-v1) has none without a renderer
+            return make(render_backend="gpu")
+
+
+@contextlib.contextmanager
+def _standard_input(file: Any) -> Iterator[None]:
+    before, sys.stdin = sys.stdin, file
+    try:
+        yield
+    finally:
+        sys.stdin = before
 
 
 def _check_assets(env_id: str) -> None:
@@ -94,15 +135,23 @@ def _check_assets(env_id: str) -> None:
         sources = assets.DATA_GROUPS.get(name) or [name]
         for source in sources:
             if source in assets.DATA_SOURCES and not assets.is_data_source_downloaded(source):
-                raise InputError(
-                    f"env_id: expected the assets of {env_id} on this machine, {source} is missing: "
-                    f"python -m mani_skill.utils.download_asset {env_id}"
-                )
+                raise _assets_error(env_id, source)
+
+
+def _assets_error(env_id: str, missing: str) -> InputError:
+    return InputError(
+        f"env_id: expected the assets of {env_id} on this machine, those of {missing} are missing: "
+        f"python -m mani_skill.utils.download_asset {env_id}"
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _control_mode_error(spec: EnvSpec, error: Exception) -> Exception:
     """What to raise when a scene could not be built: an unknown controller is the user's, the rest is not."""
-    said = " ".join(str(error).split())
+    said = _one_line(error)
     mode = spec.control_mode or DEFAULT_CONTROL_MODE
     if mode not in said:
         return error
@@ -134,6 +183,17 @@ def check_actions(spec: EnvSpec, space: gym.Space) -> None:
             f"control_mode: expected a controller with actions in [-1, 1] (such as pd_ee_delta_pose or "
             f"pd_joint_delta_pos), {spec.control_mode} has [{space.low.min():.3g}, {space.high.max():.3g}]"
         )
+
+
+def check_cameras(spec: EnvSpec, raw: Mapping[str, Any]) -> None:
+    """Refuse scenes whose images cannot be concatenated along the channels.
+
+    Raises:
+        InputError: no camera, or cameras of different sizes.
+    """
+    sizes = {name: tuple(data["rgb"].shape[1:3]) for name, data in raw["sensor_data"].items()}
+    if len(set(sizes.values())) != 1:
+        raise InputError(f"env_id: expected cameras of one image size, {spec.env_id} has {sizes or 'none'}")
 
 
 def state_keys(raw: Mapping[str, Any]) -> tuple[str, ...]:
@@ -185,6 +245,9 @@ class ManiSkillEnv(gym.Env):
         self.max_episode_steps = time_limit(spec)
         self._rgb = spec.obs_mode == "rgb"
         self.images_wanted = True
+        self._observe_all = self.simulator._get_obs_with_sensor_data
+        if self._rgb:
+            self.simulator._get_obs_with_sensor_data = self._observe_wanted
         first = self.simulator._init_raw_obs
         self.state_keys = state_keys(first) if self._rgb else None
         self.cameras = tuple(first["sensor_data"]) if self._rgb else ()
@@ -194,9 +257,7 @@ class ManiSkillEnv(gym.Env):
     def _space(self, first: Any, spec: EnvSpec) -> gym.Space:
         if not self._rgb:
             return gym.spaces.Box(-np.inf, np.inf, (int(first.shape[-1]),), np.float32)
-        sizes = {name: tuple(data["rgb"].shape[1:3]) for name, data in first["sensor_data"].items()}
-        if len(set(sizes.values())) != 1:
-            raise InputError(f"env_id: expected cameras of one image size, {spec.env_id} has {sizes or 'none'}")
+        check_cameras(spec, first)
         obs = self._observation(first)
         return gym.spaces.Dict(
             {
@@ -213,13 +274,7 @@ class ManiSkillEnv(gym.Env):
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         with self._inference_mode():
-            if self._rgb and not self.images_wanted:
-                # In this mode get_obs leaves the cameras out; the parts of the state stay the same.
-                self.simulator._obs_mode = "state_dict"
-            try:
-                obs, reward, terminated, _, info = self.simulator.step(action)
-            finally:
-                self.simulator._obs_mode = "rgb" if self._rgb else "state"
+            obs, reward, terminated, _, info = self.simulator.step(action)
             self._elapsed += 1
             facts = {"success": bool(info["success"])} if "success" in info else {}
             truncated = self.max_episode_steps is not None and self._elapsed >= self.max_episode_steps
@@ -227,8 +282,16 @@ class ManiSkillEnv(gym.Env):
             failed = bool(terminated) and not facts.get("success", False)
             return self._observation(obs), float(reward), failed, truncated, facts
 
+    def _observe_wanted(self, info: Any, apply_texture_transforms: bool = True) -> Any:
+        """In ManiSkill's place: the parts of the state alone where no image is wanted. The observation mode stays
+        rgb meanwhile, because tasks add privileged parts in others."""
+        if self.images_wanted:
+            return self._observe_all(info, apply_texture_transforms)
+        return self.simulator._get_obs_state_dict(info)
+
     def image(self) -> np.ndarray:
         """The cameras' images of the current state, ``[H, W, 3k]`` uint8."""
+        self.images_wanted = True
         with self._inference_mode():
             image: np.ndarray = self._observation(self.simulator.get_obs())["rgb"]
             return image

@@ -16,7 +16,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from dsrl_offpolicy.envs.macro_step import stacked_space
-from dsrl_offpolicy.envs.maniskill import check_actions, make_simulator, state_keys, time_limit
+from dsrl_offpolicy.envs.maniskill import check_actions, check_cameras, make_simulator, state_keys, time_limit
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError
 
@@ -57,6 +57,8 @@ class BatchedMacroStepEnv(VectorEnv):
         raw = simulator._init_raw_obs
         self.state_keys = None if isinstance(raw, Tensor) else state_keys(raw)
         self.cameras = () if isinstance(raw, Tensor) else tuple(raw["sensor_data"])
+        if not isinstance(raw, Tensor):
+            check_cameras(spec, raw)
         first = self._frame(raw)
         self.single_observation_space = self._observation_space(first)
         self.action_space = batch_space(self.single_action_space, self.num_envs)

@@ -6,8 +6,8 @@ from dsrl_offpolicy.errors import InputError
 
 REMEDY = (
     "without a GPU, install Mesa's lavapipe 24.3 or newer: on Debian 12 "
-    "`echo 'deb http://deb.debian.org/debian bookworm-backports main' > /etc/apt/sources.list.d/backports.list` "
-    "and "
+    "`echo 'deb http://deb.debian.org/debian bookworm-backports main' "
+    "> /etc/apt/sources.list.d/bookworm-backports.list` and "
     "`apt-get update && apt-get install -y -t bookworm-backports mesa-vulkan-drivers libvulkan1` "
     "(scripts/setup_software_rendering.sh runs both; newer releases need no backports)"
 )

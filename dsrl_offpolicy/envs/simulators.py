@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import sys
 import warnings
@@ -43,9 +44,10 @@ def check_env_id(env_id: str) -> None:
     known = [*metaworld_tasks(), *gym.registry]
     if env_id in known or env_id in (known := [*known, *maniskill_tasks()]):
         return
+    missing = "" if importlib.util.find_spec("mani_skill") else " (ManiSkill, an extra, is not installed)"
     raise InputError(
         f"env_id: expected a MetaWorld or ManiSkill task or a registered Gymnasium id, got {env_id!r}"
-        f"{did_you_mean(env_id, known)}"
+        f"{did_you_mean(env_id, known)}{missing}"
     )
 
 
@@ -138,7 +140,7 @@ def refuse_maniskill_settings(spec: EnvSpec) -> None:
         InputError: naming the setting.
     """
     default = EnvSpec(spec.env_id)
-    for name in ("control_mode", "obs_mode", "sim_backend", "render_backend"):
+    for name in ("control_mode", "obs_mode", "sim_backend", "render_backend", "image_size", "robot_uids"):
         if getattr(spec, name) != getattr(default, name):
             raise InputError(
                 f"{name}: expected {getattr(default, name) or 'none'} for {spec.env_id}, which is no ManiSkill "

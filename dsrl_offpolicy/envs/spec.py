@@ -32,6 +32,8 @@ class EnvSpec:
             on the GPU; ``auto`` takes the GPU where there is one.
         render_backend: what draws ManiSkill's images; ``auto`` is the device of the physics for ``rgb`` and
             ``none`` for ``state``.
+        image_size: (height, width) of ManiSkill's cameras, in pixels; None is the task's own.
+        robot_uids: ManiSkill's robot (``panda_wristcam`` adds a camera); None is the task's own.
     """
 
     env_id: str
@@ -46,3 +48,5 @@ class EnvSpec:
     obs_mode: ObsMode = "state"
     sim_backend: SimBackend = "auto"
     render_backend: RenderBackend = "auto"
+    image_size: tuple[int, int] | None = None
+    robot_uids: str | None = None

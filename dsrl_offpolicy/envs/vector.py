@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
 from dsrl_offpolicy.envs.macro_step import MacroStepEnv
@@ -113,6 +114,7 @@ def _inspect_batched(spec: EnvSpec) -> EnvFacts:
     try:
         env.reset(seed=0)
         space, action_dim = env.single_observation_space, env.single_action_space.shape[-1]
+        env.step(np.zeros((1, *env.single_action_space.shape), np.float32))
         if not isinstance(space, gym.spaces.Dict):
             return EnvFacts(space.shape[-1], action_dim, env.limit)
         shapes = {name: part.shape[1:] for name, part in space.items()}

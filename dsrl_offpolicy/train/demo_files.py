@@ -48,6 +48,11 @@ def load_demonstrations(
     rewards = reward_mode if reward_mode != "sparse" else None
     look = read_demonstrations(path, need_rewards=rewards is not None, limit=1)
     look.expect(env_id=config.env_id, control_mode=control_mode, obs_mode=obs_mode, reward_mode=rewards)
+    if rewards == "dense" and look.reward_mode is None:
+        raise InputError(
+            f"reward_mode: expected demonstrations recorded with dense, {path} does not say with which "
+            "(ManiSkill's replay leaves it out for its default, which is normalized_dense)"
+        )
     obs_mode = obs_mode or look.obs_mode or "state"
     if obs_mode not in ("state", "rgb"):
         raise InputError(f"obs_mode: expected demonstrations recorded with state or rgb, {path} has {obs_mode}")
@@ -59,6 +64,7 @@ def load_demonstrations(
             obs_mode="rgb",
             sim_backend=config.sim_backend,
             render_backend=config.render_backend,
+            robot_uids=config.robot_uids,
             reward_mode="sparse" if simulator_of(config.env_id) == "maniskill" else "dense",
         )
         facts = inspect_env(spec)

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from dsrl_offpolicy.configs.jobs import DoctorEnvConfig
 from dsrl_offpolicy.diagnostics.environment import examine_environment
+from dsrl_offpolicy.envs.simulators import simulator_of
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.train.wiring import command
 
@@ -20,7 +21,7 @@ def run(config: DoctorEnvConfig) -> dict[str, Any]:
     """Examine the environment and print what was found. Returns it."""
     spec = EnvSpec(
         config.env_id,
-        reward_mode="dense",
+        reward_mode="sparse" if simulator_of(config.env_id) == "maniskill" else "dense",
         control_mode=config.control_mode,
         sim_backend=config.sim_backend,
         render_backend=config.render_backend,

@@ -12,9 +12,10 @@ import numpy as np
 from dsrl_offpolicy.configs.jobs import DemosConfig
 from dsrl_offpolicy.demos import lift_peg_expert
 from dsrl_offpolicy.demos.motion_planning import PLANNED_TASKS, record_motion_plans
-from dsrl_offpolicy.demos.planning_parts import PartCounts, PlanRequest
+from dsrl_offpolicy.demos.planning_parts import PartCounts, PlanRequest, parts_folder
 from dsrl_offpolicy.demos.scripted import Imperfection, ScriptedExpert, record_episode
 from dsrl_offpolicy.demos.trajectory import Trajectory, check_new_file, write_demonstrations
+from dsrl_offpolicy.envs.maniskill import check_maniskill
 from dsrl_offpolicy.envs.simulators import make_env, metaworld_tasks
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError, did_you_mean
@@ -51,6 +52,9 @@ def run(config: DemosConfig) -> Path:
     """Record ``config.episodes`` demonstrations and write HDF5 and JSON. Returns the HDF5's path."""
     check_task("env_id", config.env_id, PLANNED_TASKS)
     path = (config.out or Path("demos") / f"{config.env_id}-seed{config.seed}.h5").expanduser()
+    if config.env_id in PLANNED_TASKS and not parts_folder(path).exists():
+        check_new_file(path)
+        check_maniskill()
     if config.env_id in PLANNED_TASKS and config.demonstrator != "scripted":
         _refuse(config, EXPERT_FLAGS, "a scripted expert")
         _record_plans(config, path)

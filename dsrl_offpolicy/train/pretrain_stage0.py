@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,17 @@ from dsrl_offpolicy.configs.jobs import Stage0Config
 from dsrl_offpolicy.demos.trajectory import Demonstrations
 from dsrl_offpolicy.demos.windows import Windows, WindowSpec, cut_windows, stack_images, stack_states
 from dsrl_offpolicy.envs.vector import make_vector_env
+from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, summarise
 from dsrl_offpolicy.models.latent_sources import prior_source
 from dsrl_offpolicy.seeding import torch_generator
 from dsrl_offpolicy.tracking import ProgressReport, Run, create_run_folder
 from dsrl_offpolicy.train.demo_files import encode_demonstrations, image_shape, load_demonstrations
 from dsrl_offpolicy.train.wiring import base_env_spec, check_fit, command, require_file, start_torch
+
+IMAGE_SETTINGS = (
+    "visual_dim", "visual_pool", "encoder_iters", "encoder_batch_size", "encoder_lr", "image_shift", "image_size",
+)  # fmt: skip
 
 
 def run(config: Stage0Config) -> Path:
@@ -143,6 +148,10 @@ def _evaluate(policy: ShortcutFlowPolicy, config: Stage0Config, device: torch.de
 def base_spec(config: Stage0Config, demos: Demonstrations) -> ShortcutFlowSpec:
     """The base policy that a configuration and a file of demonstrations make."""
     shape = image_shape(demos)
+    if shape is not None and config.image_size not in (None, shape[:2]):
+        raise InputError(f"image_size: expected {shape[:2]} as in {demos.path}, got {config.image_size}")
+    if shape is None:
+        _refuse_image_settings(config)
     return ShortcutFlowSpec(
         env_id=config.env_id,
         control_mode=demos.control_mode,
@@ -166,6 +175,14 @@ def base_spec(config: Stage0Config, demos: Demonstrations) -> ShortcutFlowSpec:
         image_size=shape[:2] if shape else None,
         visual_pool=config.visual_pool if shape else "max",
     )
+
+
+def _refuse_image_settings(config: Stage0Config) -> None:
+    """Raises InputError for settings of the image encoder over demonstrations that have no images."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in IMAGE_SETTINGS and value != field.default:
+            raise InputError(f"{field.name}: expected nothing for demonstrations without images, got {value}")
 
 
 def window_spec(spec: ShortcutFlowSpec, *, rewards: bool = True) -> WindowSpec:

@@ -31,6 +31,7 @@ from dsrl_offpolicy.train.wiring import (
     build_layout,
     check_fit,
     command,
+    control_mode_of,
     load_base,
     note_other_task,
     require_file,
@@ -69,7 +70,7 @@ def run(config: Stage1Config) -> Path:
 def _load_states(config: Stage1Config, base: ShortcutFlowPolicy, device: torch.device) -> tuple[Tensor, Tensor]:
     path = require_file(config.demo_path, "demo_path", "an HDF5 file of demonstrations (dsrl demos writes one)")
     demos = load_demonstrations(
-        config, path, obs_mode=base.spec.obs_mode, control_mode=base.spec.control_mode or config.control_mode
+        config, path, obs_mode=base.spec.obs_mode, control_mode=control_mode_of(base.spec, config)
     )
     shape = image_shape(demos)
     if shape is not None and shape[2] != base.image_channels:

@@ -105,15 +105,14 @@ def task_env_spec(spec: ShortcutFlowSpec, config: SimulatorConfig, **values: Any
         InputError: settings that contradict the base policy.
     """
     control_mode, obs_mode = config.control_mode, config.obs_mode or spec.obs_mode
+    if None not in (config.image_size, spec.image_size) and config.image_size != spec.image_size:
+        raise InputError(
+            f"image_size: expected {spec.image_size} as the base policy was trained with, got {config.image_size}"
+        )
     if obs_mode != spec.obs_mode:
         raise InputError(f"obs_mode: expected {spec.obs_mode} as the base policy was trained with, got {obs_mode}")
     if simulator_of(config.env_id) == "maniskill":
-        trained = spec.control_mode or control_mode or DEFAULT_CONTROL_MODE
-        control_mode = control_mode or trained
-        if control_mode != trained:
-            raise InputError(
-                f"control_mode: expected {trained} as the base policy was trained with, got {control_mode}"
-            )
+        control_mode = control_mode_of(spec, config)
     return EnvSpec(
         config.env_id,
         obs_horizon=spec.obs_horizon,
@@ -122,8 +121,25 @@ def task_env_spec(spec: ShortcutFlowSpec, config: SimulatorConfig, **values: Any
         obs_mode=obs_mode,
         sim_backend=config.sim_backend,
         render_backend=config.render_backend,
+        image_size=config.image_size or spec.image_size,
+        robot_uids=config.robot_uids,
         **values,
     )
+
+
+def control_mode_of(spec: ShortcutFlowSpec, config: SimulatorConfig) -> str | None:
+    """The controller of demonstrations and environment; a published base policy does not say its own.
+
+    Raises:
+        InputError: the setting contradicts the base policy.
+    """
+    default = DEFAULT_CONTROL_MODE if simulator_of(config.env_id) == "maniskill" else None
+    trained = spec.control_mode or config.control_mode or default
+    if config.control_mode not in (None, trained):
+        raise InputError(
+            f"control_mode: expected {trained} as the base policy was trained with, got {config.control_mode}"
+        )
+    return trained
 
 
 def base_env_spec(spec: ShortcutFlowSpec, config: SimulatorConfig, *, end_on_success: bool) -> EnvSpec:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -53,7 +56,15 @@ def test_without_errors_it_lifts_the_peg_and_with_a_wrong_grasp_it_does_not(mani
         assert t.success[-1] == t.terminated[-1] and np.abs(t.actions).max() <= 1
     meta = json.loads((tmp_path / "right.json").read_text())
     assert [e["episode_id"] for e in meta["episodes"]] == list(range(6))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["right.h5", "right.json", "wrong.h5", "wrong.json"]
+    named = [*demos[:-1], 1, "--demo_steps", 3, "--out", tmp_path / "right.hdf5"]
+    again = run_command(named)
+    assert again.status == 2 and "right.json exists" in again.err  # its JSON would be written over
+    other = tmp_path / "a.h5.folder" / "peg.hdf5"
+    assert run_command([*named[:-1], other]).status == 0
+    assert len(read_demonstrations(other).trajectories) == 1
+    assert sorted(p.name for p in other.parent.iterdir()) == ["peg.hdf5", "peg.json"]
+    files = sorted(p.name for p in tmp_path.iterdir() if p.is_file())
+    assert files == ["right.h5", "right.json", "wrong.h5", "wrong.json"]
 
 
 @pytest.mark.parametrize(
@@ -82,4 +93,18 @@ def test_demonstrators_that_are_not_there_are_one_line(run_command, tmp_path, fl
     assert done.status == 2 and len(done.error_lines) == 1
     for word in words:
         assert word in done.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.maniskill
+@pytest.mark.parametrize("demonstrator", ["scripted", "planner"])
+def test_without_a_render_device_the_cure_is_told_and_nothing_is_left(maniskill, tmp_path, demonstrator):
+    hidden = {"VK_DRIVER_FILES": "/nonexistent.json", "VK_ICD_FILENAMES": "/nonexistent.json"}
+    flags = ["--env_id", "LiftPegUpright-v1", "--demonstrator", demonstrator, "--out", str(tmp_path / "d.h5")]
+    done = subprocess.run(
+        [sys.executable, "-m", "dsrl_offpolicy.cli", "demos", *flags],
+        capture_output=True, text=True, env={**os.environ, **hidden}, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "render device" in done.stderr and "apt-get install" in done.stderr
     assert not list(tmp_path.iterdir())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dsrl_offpolicy.demos.trajectory import Trajectory
-from dsrl_offpolicy.demos.windows import WindowSpec, cut_windows, frame_count, split_episodes, stack_states
+from dsrl_offpolicy.demos.windows import WindowSpec, cut_windows, split_episodes, stack_states
 from dsrl_offpolicy.errors import InputError
 
 GAMMA = 0.5
@@ -98,7 +98,7 @@ def test_rows_index_the_frames_of_all_trajectories():
     # Windows of 2 frames start at t = 0, 1 and t = 0, 1, 2; on the left each trajectory's own first row repeats.
     trajectories = [_trajectory(2), _trajectory(3, first=10)]
     windows = cut_windows(trajectories, "pd_ee_delta_pos", _spec())
-    assert frame_count(trajectories) == 7
+    assert len(stack_states(trajectories)) == 7
     assert stack_states(trajectories)[:, 0].tolist() == [0, 1, 2, 10, 11, 12, 13]
     assert windows.rows.tolist() == [[0, 0], [0, 1], [3, 3], [3, 4], [4, 5]]
     # H = 2: the next frames end at t + min(2, steps left) = 2, 2 and 2, 3, 3.
@@ -110,7 +110,7 @@ def test_a_success_leaves_the_frames_after_it_in_the_table():
     trajectories = [_trajectory(5, success_at=[1]), _trajectory(2, first=10)]
     windows = cut_windows(trajectories, "pd_ee_delta_pos", _spec())
     assert windows.rows.tolist() == [[0, 0], [0, 1], [6, 6], [6, 7]]
-    assert frame_count(trajectories) == len(stack_states(trajectories)) == 9
+    assert len(stack_states(trajectories)) == 9
 
 
 def test_a_time_limit_inside_a_demonstration_ends_nothing():
@@ -185,3 +185,11 @@ def test_episodes_are_held_out_whole():
 def test_one_episode_cannot_be_split():
     with pytest.raises(InputError, match="2 episodes"):
         split_episodes(cut_windows([_trajectory(3)], "", _spec()), 0.1)
+
+
+def test_a_success_that_ends_nothing_bootstraps_although_maniskill_recorded_a_termination():
+    trajectory = _trajectory(3, success_at=[1, 2], terminated_at=[1, 2])
+    windows = cut_windows([trajectory], "pd_ee_delta_pos", _spec(end_on_success=False))
+    # gamma 0.5, H = 2: the windows at 0 and 1 take two steps, the last one step.
+    assert windows.discount.tolist() == [0.25, 0.25, 0.5]
+    assert cut_windows([trajectory], "pd_ee_delta_pos", _spec()).discount.tolist() == [0, 0]

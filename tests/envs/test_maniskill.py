@@ -134,6 +134,29 @@ def test_an_unforeseen_end_inside_a_chunk_still_shows_the_true_last_image(rgb_en
     assert not np.array_equal(stack["state"][0], stack["state"][1])
 
 
+def test_frames_without_images_hold_the_same_state_where_tasks_show_more_in_other_modes():
+    spec = EnvSpec("PickCube-v1", obs_mode="rgb", obs_horizon=8, act_horizon=8, image_size=(32, 48))
+    env = make_macro_env(spec)
+    try:
+        env.reset(seed=3)
+        drawn, *_ = env.step(actions(8))
+        assert drawn["rgb"].shape == (8, 32, 48, 3)
+        env.env_spec = replace(spec, obs_horizon=1)  # from now on only the last row's image is asked for
+        env.reset(seed=3)
+        skipped, *_ = env.step(actions(8))
+    finally:
+        env.close()
+    # PickCube adds the cube's pose wherever the mode's name says "state": none of it may leak in here.
+    assert skipped["state"].shape == drawn["state"].shape
+    assert np.allclose(skipped["state"][-1], drawn["state"][-1], atol=1e-5)
+    assert np.allclose(skipped["state"][-2], drawn["state"][-2], atol=1e-5)
+
+
+def test_another_robot_brings_its_camera():
+    facts = inspect_env(EnvSpec("PickCube-v1", obs_mode="rgb", robot_uids="panda_wristcam", image_size=(32, 32)))
+    assert facts.cameras == ("base_camera", "hand_camera") and facts.image_shape == (32, 32, 6)
+
+
 def test_success_ends_nothing_where_the_spec_says_so_and_at_end_differs_from_once(state_env, monkeypatch):
     spec = replace(STATE, end_on_success=False)
     monkeypatch.setattr(state_env.env, "env_spec", spec)
