@@ -25,12 +25,12 @@ TASK = "LiftPegUpright-v1"
 WIDTHS = "--actor_hidden_dims 128 128 128 --critic_hidden_dims 128 128 128"
 EPISODE = f"--env_id {TASK} --max_episode_steps 100 --eval_end_on_success"
 DEMOS = (
-    f"--env_id {TASK} --demonstrator scripted --episodes 100 --demo_steps 80 --noise_correlation 0.5 "
+    f"--env_id {TASK} --demonstrator scripted --demo_steps 80 --noise_correlation 0.5 "
     "--wrong_goal_offset 0 0.015 0 --wrong_goal_mirror"
 )
 ERRORS = {
-    "state": "--action_noise 0.12 --wrong_goal_prob 0.4",
-    "rgb": "--action_noise 0.15 --wrong_goal_prob 0.5",
+    "state": "--episodes 100 --action_noise 0.12 --wrong_goal_prob 0.4",
+    "rgb": "--episodes 120 --action_noise 0.12 --wrong_goal_prob 0",
 }
 STAGE0 = f"{EPISODE} --total_iters 5000 --advantage_temperature 5 --critic_hidden_dims 128 128"
 STAGE1 = (
@@ -38,13 +38,15 @@ STAGE1 = (
     "--eval_freq 0"
 )
 STAGE2 = (
-    f"{EPISODE} {WIDTHS} --init_critic --warmup_policy stage1 --warmup_steps 3000 --utd_ratio 10 --batch_size 128 "
+    f"{EPISODE} {WIDTHS} --warmup_steps 3000 --utd_ratio 10 --batch_size 128 "
     "--actor_update_every 2 --regularizer kl --target_kl 25 --init_temperature 1.0 --no-backup_entropy "
     "--actor_lr 1e-4 --anneal_from 0.5 --log_freq 2000"
 )
+FROM_STAGE1 = {"state": "--init_critic --warmup_policy stage1 --stage1_checkpoint {stage1}", "rgb": ""}
+"""Stage 2 on images starts from the prior: Stage 1 had left nothing of the base's success there."""
 LENGTH = {
     "state": "--total_timesteps 40000 --eval_freq 5000 --eval_episodes 100",
-    "rgb": "--total_timesteps 40000 --eval_freq 5000 --eval_episodes 40",
+    "rgb": "--total_timesteps 25000 --eval_freq 5000 --eval_episodes 40",
 }
 EVALUATION = {
     "state": "--episodes 100 --constants 8 --screening_episodes 10",
@@ -73,15 +75,16 @@ def chain(folder: Path, seed: int, obs_mode: str, num_envs: int) -> None:
     minutes: dict[str, float] = json.loads(minutes_file.read_text()) if minutes_file.exists() else {}
     folder.mkdir(parents=True, exist_ok=True)
     base = f"--awsc_checkpoint {folder}/stage0/checkpoints/last.pt"
-    stage1 = f"--stage1_checkpoint {folder}/stage1/checkpoints/last.pt"
+    stage1 = f"{folder}/stage1/checkpoints/last.pt"
+    start = FROM_STAGE1[obs_mode].format(stage1=stage1)
     common = f"--seed {seed} --num_envs {num_envs}"
     demos = f"--demo_path {folder}/demos.h5"
     steps = {
         "demos.h5": f"demos {DEMOS} {ERRORS[obs_mode]} --seed {seed} --obs_mode {obs_mode}",
         "stage0": f"pretrain {STAGE0} {common} {demos}",
         "stage1": f"stage1 {STAGE1} {common} {demos} {base}",
-        "stage2": f"stage2 {STAGE2} {LENGTH[obs_mode]} {common} {base} {stage1}",
-        "evaluation": f"eval {EPISODE} {EVALUATION[obs_mode]} {common} {base} {stage1} "
+        "stage2": f"stage2 {STAGE2} {LENGTH[obs_mode]} {common} {base} {start}",
+        "evaluation": f"eval {EPISODE} {EVALUATION[obs_mode]} {common} {base} --stage1_checkpoint {stage1} "
         f"--stage2_checkpoint {folder}/stage2/checkpoints/last.pt",
     }
     for name, command in steps.items():
