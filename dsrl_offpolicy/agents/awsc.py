@@ -176,8 +176,10 @@ class AWSCAgent(nn.Module):
 class EncoderTraining:
     """Trains an image encoder through the flow, all demonstrations weighing alike, before Stage 0 freezes it.
 
-    The velocity network is trained along and stays as it comes out. Images are shifted at random by a few pixels
-    (Yarats et al., *Image Augmentation Is All You Need*), because demonstrations are few.
+    The velocity network is trained along and stays as it comes out. A head that is thrown away afterwards
+    regresses the chunk from the features: the flow's target is mostly noise, and through it alone the encoder is
+    slow to learn where things are. Images are shifted at random by a few pixels (Yarats et al., *Image
+    Augmentation Is All You Need*), because demonstrations are few.
 
     Args:
         agent: whose velocity network and flow loss are used.
@@ -193,7 +195,12 @@ class EncoderTraining:
         self.agent = agent
         self.encoder = encoder
         self.shift = shift
-        parameters = [*encoder.parameters(), *agent.velocity_net.parameters()]
+        spec = agent.spec
+        outputs = spec.pred_horizon * spec.action_dim
+        self.head = mlp(spec.feature_dim, (256,), outputs, nn.Mish, layer_norm=False)
+        self.head.to(encoder.mean.device)
+        trained = (encoder, agent.velocity_net, self.head)
+        parameters = [p for module in trained for p in module.parameters()]
         self.optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-4, fused=True)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, total_iters)
 
@@ -207,11 +214,12 @@ class EncoderTraining:
         agent = self.agent
         features = self.encoder(state, random_shift(rgb, self.shift, agent.generator))
         loss, info = agent.flow_loss(features, chunk, torch.ones(len(chunk), device=chunk.device))
-        gradient_step(self.optimizer, loss)
+        regression = (self.head(features).view_as(chunk) - chunk).square().mean()
+        gradient_step(self.optimizer, loss + regression)
         self.scheduler.step()
         with torch.no_grad():
             _ema(agent.velocity_net_ema, agent.velocity_net, 1 - agent.ema_decay)
-        return {"encoder_flow_loss": info["flow_loss"]}
+        return {"encoder_flow_loss": info["flow_loss"], "encoder_regression_loss": regression.detach()}
 
 
 def random_shift(

@@ -116,7 +116,7 @@ def _train_encoder(
             metrics = training.update(states[batch.to(device)], images[batch].to(device), chunks[index].to(device))
             if step % config.log_freq == 0 or step == config.encoder_iters:
                 row = tracker.log(metrics, {"gradient_steps": step}, "encoder")
-                progress.report(step, {"encoder_flow_loss": row["encoder_flow_loss"]})
+                progress.report(step, {k: row[k] for k in metrics})
     encoder.requires_grad_(False)
 
 
