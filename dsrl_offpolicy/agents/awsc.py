@@ -178,8 +178,8 @@ class EncoderTraining:
 
     The velocity network is trained along and stays as it comes out. A head that is thrown away afterwards
     regresses the chunk from the features: the flow's target is mostly noise, and through it alone the encoder is
-    slow to learn where things are. Images are shifted at random by a few pixels (Yarats et al., *Image
-    Augmentation Is All You Need*), because demonstrations are few.
+    slow to learn where things are. Images can be shifted at random by a few pixels (Yarats et al., *Image
+    Augmentation Is All You Need*), which helps only where absolute positions do not matter.
 
     Args:
         agent: whose velocity network and flow loss are used.
