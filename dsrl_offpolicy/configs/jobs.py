@@ -199,8 +199,7 @@ class Stage0Config(TrackedConfig, SimulatorConfig):
     encoder_lr: float = 5e-4
     """AdamW's learning rate there, decayed to 0 by a cosine."""
     image_shift: int = 0
-    """Pixels by which images are shifted at random there. From a fixed camera a pixel can be a centimetre: with 4,
-    the encoder of LiftPegUpright-v1 could not tell where the peg lay."""
+    """Pixels by which images are shifted at random there; from a fixed camera one can be a centimetre."""
     advantage_temperature: float = 10.0
     """beta of the weights exp(A / beta); inf weighs all demonstrations alike."""
     max_weight: float = 20.0
