@@ -51,14 +51,15 @@ class BatchedMacroStepEnv(VectorEnv):
         self.limit = limit
         self.num_envs = int(simulator.num_envs)
         self.device = torch.device(simulator.device)
-        check_actions(spec, simulator.single_action_space)
         actions = simulator.single_action_space
+        check_actions(spec, actions)
         self.single_action_space = gym.spaces.Box(-1.0, 1.0, (spec.act_horizon, *actions.shape), np.float32)
         raw = simulator._init_raw_obs
-        self.state_keys = None if isinstance(raw, Tensor) else state_keys(raw)
-        self.cameras = () if isinstance(raw, Tensor) else tuple(raw["sensor_data"])
+        self.state_keys: tuple[str, ...] | None = None
+        self.cameras: tuple[str, ...] = ()
         if not isinstance(raw, Tensor):
             check_cameras(spec, raw)
+            self.state_keys, self.cameras = state_keys(raw), tuple(raw["sensor_data"])
         first = self._frame(raw)
         self.single_observation_space = self._observation_space(first)
         self.action_space = batch_space(self.single_action_space, self.num_envs)

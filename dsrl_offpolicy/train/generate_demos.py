@@ -53,7 +53,6 @@ def run(config: DemosConfig) -> Path:
     check_task("env_id", config.env_id, PLANNED_TASKS)
     path = (config.out or Path("demos") / f"{config.env_id}-seed{config.seed}.h5").expanduser()
     if config.env_id in PLANNED_TASKS and not parts_folder(path).exists():
-        check_new_file(path)
         check_maniskill()
     if config.env_id in PLANNED_TASKS and config.demonstrator != "scripted":
         _refuse(config, EXPERT_FLAGS, "a scripted expert")
