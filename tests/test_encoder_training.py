@@ -63,7 +63,7 @@ def test_a_flat_encoder_tells_places_apart_and_the_published_one_does_not():
 
 def train(learner: AWSCAgent, encoder: ObservationEncoder, *, seen: bool) -> float:
     """The flow loss after 150 steps on squares whose side is the action; unseen ones are all black."""
-    training = EncoderTraining(learner, encoder, lr=3e-3, total_iters=150, shift=0)
+    training = EncoderTraining(learner, encoder, pose_dim=0, lr=3e-3, total_iters=150, shift=0)
     generator = torch.Generator().manual_seed(1)
     losses = []
     for _ in range(150):
@@ -88,6 +88,22 @@ def test_the_encoder_learns_through_the_flow_what_the_image_says():
     assert not torch.equal(changed["visual.cnn.0.weight"], before["visual.cnn.0.weight"])
     assert torch.equal(changed["mean"], before["mean"])  # the states' normalisation is not learnt
     assert any(not torch.equal(v, velocity[k]) for k, v in learner.velocity_net.state_dict().items())
+
+
+def test_poses_teach_the_encoder_what_actions_do_not_tell():
+    torch.manual_seed(0)
+    encoder = ObservationEncoder(torch.zeros(2), torch.ones(2), VisualEncoder(3, 4, (32, 32)))
+    training = EncoderTraining(agent(), encoder, pose_dim=1, lr=3e-3, total_iters=150, shift=0)
+    generator = torch.Generator().manual_seed(1)
+    losses = []
+    for _ in range(150):
+        side = torch.randint(2, (32,), generator=generator)
+        pose = (2.0 * side - 1)[:, None]  # where the square is; the action, always 0, says nothing about it
+        metrics = training.update(torch.zeros(32, 1, 2), squares(4 + 16 * side), torch.zeros(32, 1, 1), pose)
+        losses.append(float(metrics["encoder_pose_loss"]))
+    # Of standardised poses, knowing nothing costs their variance, 1.
+    assert sum(losses[:3]) / 3 > 0.5
+    assert sum(losses[-30:]) / 30 < 0.05
 
 
 def test_the_size_of_a_flat_encoder_is_part_of_the_spec():

@@ -176,30 +176,40 @@ class AWSCAgent(nn.Module):
 class EncoderTraining:
     """Trains an image encoder through the flow, all demonstrations weighing alike, before Stage 0 freezes it.
 
-    The velocity network is trained along and stays as it comes out. A head that is thrown away afterwards
-    regresses the chunk from the features: the flow's target is mostly noise, and through it alone the encoder is
-    slow to learn where things are. Images can be shifted at random by a few pixels (Yarats et al., *Image
+    The velocity network is trained along and stays as it comes out. Two heads that are thrown away
+    afterwards tell the encoder what to look for, since the flow's target is mostly noise: one regresses the chunk
+    from the features, the other the poses of the objects, where the demonstrations hold them, from what the
+    encoder makes of the newest image. Images can be shifted at random by a few pixels (Yarats et al., *Image
     Augmentation Is All You Need*), which helps only where absolute positions do not matter.
 
     Args:
         agent: whose velocity network and flow loss are used.
-        encoder: learns.
-        lr: learning rate of both, decayed to zero by a cosine over ``total_iters``.
+        encoder: learns; it must have a visual part.
+        pose_dim: P, standardised numbers of the objects' poses; 0 where there are none.
+        lr: learning rate of all, decayed to zero by a cosine over ``total_iters``.
         total_iters: gradient steps.
         shift: pixels, at most, in each direction.
     """
 
     def __init__(
-        self, agent: AWSCAgent, encoder: ObservationEncoder, *, lr: float, total_iters: int, shift: int
+        self,
+        agent: AWSCAgent,
+        encoder: ObservationEncoder,
+        *,
+        pose_dim: int,
+        lr: float,
+        total_iters: int,
+        shift: int,
     ) -> None:
         self.agent = agent
         self.encoder = encoder
         self.shift = shift
         spec = agent.spec
+        device = encoder.mean.device
         outputs = spec.pred_horizon * spec.action_dim
-        self.head = mlp(spec.feature_dim, (256,), outputs, nn.Mish, layer_norm=False)
-        self.head.to(encoder.mean.device)
-        trained = (encoder, agent.velocity_net, self.head)
+        self.chunk_head = mlp(spec.feature_dim, (256,), outputs, nn.Mish, layer_norm=False).to(device)
+        self.pose_head = nn.Linear(spec.visual_dim, pose_dim, device=device) if pose_dim else None
+        trained = [encoder, agent.velocity_net, self.chunk_head, *([self.pose_head] if self.pose_head else [])]
         parameters = [p for module in trained for p in module.parameters()]
         self.optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-4, fused=True)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, total_iters)
@@ -209,17 +219,32 @@ class EncoderTraining:
         state: Float[Tensor, "B o S"],
         rgb: UInt8[Tensor, "B o height width C"],
         chunk: Float[Tensor, "B T A"],
+        poses: Float[Tensor, "B P"] | None = None,
     ) -> Metrics:
-        """One gradient step."""
+        """One gradient step.
+
+        Args:
+            state: frame stacks.
+            rgb: frame stacks.
+            chunk: of the demonstrator.
+            poses: of the objects in the newest frame, standardised; None only where ``pose_dim`` is 0.
+        """
         agent = self.agent
         features = self.encoder(state, random_shift(rgb, self.shift, agent.generator))
-        loss, info = agent.flow_loss(features, chunk, torch.ones(len(chunk), device=chunk.device))
-        regression = (self.head(features).view_as(chunk) - chunk).square().mean()
-        gradient_step(self.optimizer, loss + regression)
+        flow, info = agent.flow_loss(features, chunk, torch.ones(len(chunk), device=chunk.device))
+        regression = (self.chunk_head(features).view_as(chunk) - chunk).square().mean()
+        metrics = {"encoder_flow_loss": info["flow_loss"], "encoder_regression_loss": regression.detach()}
+        loss = flow + regression
+        if self.pose_head is not None:
+            newest = features.unflatten(1, (agent.spec.obs_horizon, -1))[:, -1, : agent.spec.visual_dim]
+            pose_loss = (self.pose_head(newest) - poses).square().mean()
+            metrics["encoder_pose_loss"] = pose_loss.detach()
+            loss = loss + pose_loss
+        gradient_step(self.optimizer, loss)
         self.scheduler.step()
         with torch.no_grad():
             _ema(agent.velocity_net_ema, agent.velocity_net, 1 - agent.ema_decay)
-        return {"encoder_flow_loss": info["flow_loss"], "encoder_regression_loss": regression.detach()}
+        return metrics
 
 
 def random_shift(

@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dsrl_offpolicy.demos.observations import READ_ERRORS, LazyImages, find_images, read_state
+from dsrl_offpolicy.demos.observations import READ_ERRORS, LazyImages, find_images, read_poses, read_state
 from dsrl_offpolicy.errors import InputError
 
 
@@ -27,6 +27,8 @@ class Trajectory:
         truncated: ``[n]`` bool, a time limit and not a termination.
         rewards: ``[n]`` float32, or None where the file has none.
         images: n + 1 images read from the file when asked, or None where none were asked for.
+        poses: ``[n + 1, P]`` float32, what the simulator knows of the objects' poses; only read with images, and
+            None where the file has none. No policy ever sees them.
     """
 
     obs: np.ndarray
@@ -36,6 +38,7 @@ class Trajectory:
     truncated: np.ndarray
     rewards: np.ndarray | None
     images: LazyImages | None = None
+    poses: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -138,12 +141,17 @@ def read_demonstrations(
     except READ_ERRORS as error:
         problem = " ".join(str(error).split())
         raise InputError(f"{path}: expected a readable HDF5 file, got: {problem}") from error
-    widths = {(t.obs.shape[1], t.actions.shape[1]) for t in trajectories}
-    if len(widths) > 1:
-        raise InputError(f"{path}: expected the same (obs, action) widths in every traj, got {sorted(widths)}")
+    shapes = {(t.obs.shape[1], t.actions.shape[1]) for t in trajectories}
+    if len(shapes) > 1:
+        raise InputError(f"{path}: expected the same (obs, action) widths in every traj, got {sorted(shapes)}")
     sizes = {t.images.shape[1:] for t in trajectories if t.images is not None}
     if len(sizes) > 1:
         raise InputError(f"{path}: expected images of the same (H, W, C) in every traj, got {sorted(sizes)}")
+    widths = {0 if t.poses is None else t.poses.shape[1] for t in trajectories}
+    if len(widths) > 1:
+        raise InputError(
+            f"{path}: expected the same actors in every traj's env_states, got widths {sorted(widths)}"
+        )
     env_info = meta["env_info"]
     kwargs = env_info.get("env_kwargs") or {}
     return Demonstrations(
@@ -214,6 +222,7 @@ class _Reader:
             truncated=_read_field(where, group, "truncated", n, np.bool_),
             rewards=_read_field(where, group, "rewards", n, np.float32) if rewards else None,
             images=find_images(where, self.path, group, n + 1, self.cameras) if self.need_images else None,
+            poses=read_poses(where, group, n + 1) if self.need_images else None,
         )
 
     def _read_states(self, where: str, group: h5py.Group, rows: int) -> np.ndarray:

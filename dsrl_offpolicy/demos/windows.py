@@ -88,6 +88,18 @@ def stack_images(trajectories: Sequence[Trajectory]) -> np.ndarray:
     return table
 
 
+def stack_poses(trajectories: Sequence[Trajectory]) -> np.ndarray | None:
+    """The poses of all trajectories in order, ``[F, P]`` float32, each column standardised over them; columns that
+    never vary (a table's) are left out. None where there are none."""
+    parts = [t.poses for t in trajectories if t.poses is not None]
+    if not parts:
+        return None
+    poses = np.concatenate(parts)
+    std = poses.std(0)
+    varies = std > 1e-4
+    return (poses[:, varies] - poses[:, varies].mean(0)) / std[varies] if varies.any() else None
+
+
 def cut_windows(trajectories: Sequence[Trajectory], control_mode: str, spec: WindowSpec) -> Windows:
     """Every window of every trajectory (starts run from -(o-1) to the last step).
 

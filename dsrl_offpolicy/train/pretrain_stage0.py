@@ -17,7 +17,7 @@ from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, Short
 from dsrl_offpolicy.checkpoint import save_checkpoint
 from dsrl_offpolicy.configs.jobs import Stage0Config
 from dsrl_offpolicy.demos.trajectory import Demonstrations
-from dsrl_offpolicy.demos.windows import Windows, WindowSpec, cut_windows, stack_images, stack_states
+from dsrl_offpolicy.demos.windows import Windows, WindowSpec, cut_windows, stack_images, stack_poses, stack_states
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, summarise
@@ -102,8 +102,15 @@ def _train_encoder(
     device: torch.device,
 ) -> None:
     """Train the image encoder and freeze it. All images are held in memory, as bytes."""
+    found = stack_poses(demos.trajectories)
+    poses = torch.from_numpy(found).to(device) if found is not None else None
     training = EncoderTraining(
-        agent, encoder, lr=config.encoder_lr, total_iters=config.encoder_iters, shift=config.image_shift
+        agent,
+        encoder,
+        pose_dim=poses.shape[1] if poses is not None else 0,
+        lr=config.encoder_lr,
+        total_iters=config.encoder_iters,
+        shift=config.image_shift,
     )
     states = torch.from_numpy(stack_states(demos.trajectories)).to(device)
     images = torch.from_numpy(stack_images(demos.trajectories))
@@ -113,7 +120,12 @@ def _train_encoder(
         for step in range(1, config.encoder_iters + 1):
             index = torch.randint(len(windows), (config.encoder_batch_size,), generator=sampler)
             batch = rows[index]
-            metrics = training.update(states[batch.to(device)], images[batch].to(device), chunks[index].to(device))
+            metrics = training.update(
+                states[batch.to(device)],
+                images[batch].to(device),
+                chunks[index].to(device),
+                poses[batch[:, -1].to(device)] if poses is not None else None,
+            )
             if step % config.log_freq == 0 or step == config.encoder_iters:
                 row = tracker.log(metrics, {"gradient_steps": step}, "encoder")
                 progress.report(step, {k: row[k] for k in metrics})
