@@ -381,10 +381,8 @@ def test_scaled_learning_rates_are_relative_to_the_first_ones_and_spare_the_temp
     agent = steep_sac("kl", learn_temperature=True, actor_lr=0.1, critic_lr=0.2, temp_lr=0.3)
     for scale in (0.5, 0.25):
         agent.scale_learning_rates(scale)
-    rates = [
-        optimizer.param_groups[0]["lr"]
-        for optimizer in (agent.actor_optimizer, agent.critic_optimizer, agent.temp_optimizer)
-    ]
+    actor_group, temperature_group = agent.actor_optimizer.param_groups
+    rates = [group["lr"] for group in (actor_group, *agent.critic_optimizer.param_groups, temperature_group)]
     assert rates == pytest.approx([0.025, 0.05, 0.3])
     agent.scale_learning_rates(0.0)
     actor, critic = parameters_of(agent.actor), parameters_of(agent.critic.online)

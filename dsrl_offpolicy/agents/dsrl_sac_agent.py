@@ -9,7 +9,8 @@ squash's Jacobian included: the bonus measures against the uniform distribution.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -94,9 +95,13 @@ class DSRLSACAgent(nn.Module):
         self.backup_entropy = backup_entropy
         self.generator = generator
         self._learning_rates = (actor_lr, critic_lr)
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=actor_lr, fused=True)
+        groups: list[dict[str, Any]] = [{"params": list(self.actor.parameters()), "lr": actor_lr}]
+        if learn_temperature:  # in the actor's optimiser: a second one would cost a second backward and step
+            groups.append({"params": [self.log_alpha], "lr": temp_lr})
+        self.actor_optimizer = torch.optim.Adam(groups, fused=True)
         self.critic_optimizer = torch.optim.Adam(self.critic.online.parameters(), lr=critic_lr, fused=True)
-        self.temp_optimizer = torch.optim.Adam([self.log_alpha], lr=temp_lr) if learn_temperature else None
+        self._critic_terms: Callable[[MacroBatch, Tensor], tuple[Tensor, Metrics]] = self._eager_critic_terms
+        self._actor_terms: Callable[[MacroBatch, Tensor], tuple[Tensor, Metrics, Tensor]] = self._eager_actor_terms
 
     @property
     def alpha(self) -> Tensor:
@@ -120,17 +125,46 @@ class DSRLSACAgent(nn.Module):
         self.critic.polyak_update(self.polyak_tau)
         if update_actor:
             loss, actor_metrics, cost = self.actor_loss(batch)
+            if self.log_alpha.requires_grad:  # of the two losses each has its own parameters
+                loss = loss + self.temperature_loss(cost)
             gradient_step(self.actor_optimizer, loss)
             metrics |= actor_metrics
-            if self.temp_optimizer is not None:
-                gradient_step(self.temp_optimizer, self.temperature_loss(cost))
         return metrics
+
+    def compile_losses(self, batch: MacroBatch) -> None:
+        """Let the compiler of torch fuse what is not a matrix multiplication, for batches of this shape.
+
+        Losses and gradients stay those of the uncompiled functions to rounding. Nothing random is drawn.
+
+        Args:
+            batch: of the shapes to come.
+
+        Raises:
+            RuntimeError: the compiler does not work here; the agent goes on uncompiled.
+        """
+        noise = torch.zeros_like(batch.latent)
+        eager = (self._critic_terms, self._actor_terms)
+        try:
+            self._critic_terms = torch.compile(self._eager_critic_terms, dynamic=False)
+            self._actor_terms = torch.compile(self._eager_actor_terms, dynamic=False)
+            self._critic_terms(batch, noise)[0].backward()
+            with _frozen(self.critic.online):
+                self._actor_terms(batch, noise)[0].backward()
+        except (RuntimeError, OSError) as error:
+            self._critic_terms, self._actor_terms = eager
+            raise RuntimeError(" ".join(str(error).split())) from error
+        finally:
+            self.zero_grad(set_to_none=True)
 
     def critic_loss(self, batch: MacroBatch) -> tuple[Tensor, Metrics]:
         """``sum_j mean (Q_j(s, w) - y)^2`` with
         ``y = reward + discount * (min_j Qbar_j(s', w') - backup_entropy * alpha * cost(s', w'))``."""
+        return self._critic_terms(batch, self._draw_noise(batch))
+
+    def _eager_critic_terms(self, batch: MacroBatch, noise: Tensor) -> tuple[Tensor, Metrics]:
         with torch.no_grad():
-            latent, log_prob, dist = self._sample(batch.next_obs_features)
+            dist: Gaussian = self.actor(batch.next_obs_features)
+            latent, log_prob = self.actor.sample(dist, noise)
             value = self.critic.target(batch.next_obs_features, latent).amin(0)
             if self.backup_entropy:
                 value = value - self.alpha * self._cost(dist, log_prob)
@@ -150,10 +184,13 @@ class DSRLSACAgent(nn.Module):
 
         The gradient reaches the actor through the *online* critics, whose parameters are left alone.
         """
-        latent, log_prob, dist = self._sample(batch.obs_features)
-        self.critic.online.requires_grad_(False)
+        with _frozen(self.critic.online):
+            return self._actor_terms(batch, self._draw_noise(batch))
+
+    def _eager_actor_terms(self, batch: MacroBatch, noise: Tensor) -> tuple[Tensor, Metrics, Tensor]:
+        dist: Gaussian = self.actor(batch.obs_features)
+        latent, log_prob = self.actor.sample(dist, noise)
         q = self.critic.online(batch.obs_features, latent).amin(0)
-        self.critic.online.requires_grad_(True)
         cost = self._cost(dist, log_prob)
         loss = (self.alpha * cost - q).mean()
         return (
@@ -175,8 +212,7 @@ class DSRLSACAgent(nn.Module):
         """Set the actor's and the critics' learning rates to ``scale`` times what they began with."""
         optimizers = (self.actor_optimizer, self.critic_optimizer)
         for optimizer, lr in zip(optimizers, self._learning_rates, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = scale * lr
+            optimizer.param_groups[0]["lr"] = scale * lr
 
     def act(
         self, features: Float[Tensor, "B D"], noise: Float[Tensor, "B T A"], deterministic: bool = False
@@ -190,7 +226,6 @@ class DSRLSACAgent(nn.Module):
             "networks": self.state_dict(),
             "actor_optimizer": self.actor_optimizer.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
-            "temp_optimizer": self.temp_optimizer.state_dict() if self.temp_optimizer else None,
             "generator": self.generator.get_state(),
         }
 
@@ -200,20 +235,27 @@ class DSRLSACAgent(nn.Module):
         Raises:
             InputError: saved with a learned temperature and loaded without, or the reverse.
         """
-        if (state["temp_optimizer"] is None) != (self.temp_optimizer is None):
-            raise InputError(f"learn_temperature: expected {state['temp_optimizer'] is not None} as when saved")
+        learned = len(state["actor_optimizer"]["param_groups"]) == 2
+        if learned != self.log_alpha.requires_grad:
+            raise InputError(f"learn_temperature: expected {learned} as when saved")
         self.load_state_dict(state["networks"])
         self.actor_optimizer.load_state_dict(state["actor_optimizer"])
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])
-        if self.temp_optimizer is not None:
-            self.temp_optimizer.load_state_dict(state["temp_optimizer"])
         self.generator.set_state(state["generator"].cpu())
 
-    def _sample(self, features: Tensor) -> tuple[Tensor, Tensor, Gaussian]:
-        dist: Gaussian = self.actor(features)
-        noise = torch.randn(dist.mean.shape, generator=self.generator, device=features.device)
-        latent, log_prob = self.actor.sample(dist, noise)
-        return latent, log_prob, dist
+    def _draw_noise(self, batch: MacroBatch) -> Tensor:
+        shape = (len(batch.reward), self.layout.dim)
+        return torch.randn(shape, generator=self.generator, device=batch.reward.device)
 
     def _cost(self, dist: Gaussian, log_prob: Tensor) -> Tensor:
         return self.actor.kl_to_prior(dist) if self.regularizer == "kl" else log_prob
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """Inside, gradients flow through the module and not to its parameters."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
