@@ -46,11 +46,11 @@ FROM_STAGE1 = {"state": "--init_critic --warmup_policy stage1 --stage1_checkpoin
 """Stage 2 on images starts from the prior: Stage 1 had left nothing of the base's success there."""
 LENGTH = {
     "state": "--total_timesteps 40000 --eval_freq 5000 --eval_episodes 100",
-    "rgb": "--total_timesteps 25000 --eval_freq 5000 --eval_episodes 40",
+    "rgb": "--total_timesteps 40000 --eval_freq 5000 --eval_episodes 50",
 }
 EVALUATION = {
     "state": "--episodes 100 --constants 8 --screening_episodes 10",
-    "rgb": "--episodes 50 --constants 0",
+    "rgb": "--episodes 100 --constants 0",
 }
 ROWS = {
     "base (prior noise)": "base policy (prior noise)",
