@@ -8,6 +8,7 @@ squash's Jacobian included: the bonus measures against the uniform distribution.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -131,27 +132,32 @@ class DSRLSACAgent(nn.Module):
             metrics |= actor_metrics
         return metrics
 
-    def compile_losses(self, batch: MacroBatch) -> None:
-        """Let the compiler of torch fuse what is not a matrix multiplication, for batches of this shape.
+    def compile_losses(self, batch_size: int) -> None:
+        """Let the compiler of torch fuse what is not a matrix multiplication, for batches of this size.
 
-        Losses and gradients stay those of the uncompiled functions to rounding. Nothing random is drawn.
-
-        Args:
-            batch: of the shapes to come.
+        Losses and gradients stay those of the uncompiled functions to rounding. Nothing is trained, nothing random
+        is drawn.
 
         Raises:
             RuntimeError: the compiler does not work here; the agent goes on uncompiled.
         """
-        noise = torch.zeros_like(batch.latent)
-        eager = (self._critic_terms, self._actor_terms)
+        feature_dim = next(self.actor.parameters()).shape[1]
+        zeros = functools.partial(torch.zeros, device=self.log_alpha.device)
+        batch = MacroBatch(
+            zeros(batch_size, feature_dim),
+            zeros(batch_size, self.layout.dim),
+            zeros(batch_size),
+            zeros(batch_size),
+            zeros(batch_size, feature_dim),
+        )
         try:
             self._critic_terms = torch.compile(self._eager_critic_terms, dynamic=False)
             self._actor_terms = torch.compile(self._eager_actor_terms, dynamic=False)
-            self._critic_terms(batch, noise)[0].backward()
+            self._critic_terms(batch, batch.latent)[0].backward()
             with _frozen(self.critic.online):
-                self._actor_terms(batch, noise)[0].backward()
+                self._actor_terms(batch, batch.latent)[0].backward()
         except (RuntimeError, OSError) as error:
-            self._critic_terms, self._actor_terms = eager
+            self._critic_terms, self._actor_terms = self._eager_critic_terms, self._eager_actor_terms
             raise RuntimeError(" ".join(str(error).split())) from error
         finally:
             self.zero_grad(set_to_none=True)

@@ -284,6 +284,8 @@ class Stage2Config(TrackedConfig, EvaluationConfig, SteeringConfig, BasePolicyCo
     """Gradient steps per actor and temperature step."""
     batch_size: int = 256
     """Macro-transitions per gradient step."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the learner (torch.compile): auto for runs long enough to win back the time that takes."""
     replay_buffer_size: int = 100000
     """Capacity in macro-transitions."""
     actor_lr: float = 1e-4

@@ -114,6 +114,8 @@ def _train_encoder(
     )
     states = torch.from_numpy(stack_states(demos.trajectories)).to(device)
     images = torch.from_numpy(stack_images(demos.trajectories))
+    assert encoder.visual is not None
+    encoder.visual.fit(images)
     chunks, rows = torch.from_numpy(windows.chunks), torch.from_numpy(windows.rows)
     sampler = torch_generator(config.seed, "stage0_encoder_batches")
     with ProgressReport("encoder", config.encoder_iters, "gradient steps") as progress:

@@ -40,6 +40,9 @@ from dsrl_offpolicy.train.wiring import (
     task_env_spec,
 )
 
+COMPILE_FROM = 10_000
+"""Planned gradient steps from which ``compile=auto`` compiles (docs/performance.md)."""
+
 
 @dataclass
 class Counters:
@@ -99,6 +102,7 @@ class Stage2:
         if config.init_critic:
             note_unknown_rewards(self.base.spec)
         with Run(folder, config, track=config.track, wandb_project=config.wandb_project) as tracker:
+            self._compile()
             env = make_vector_env(self.env_spec, config.num_envs)
             evaluation_spec = base_env_spec(self.base.spec, config, end_on_success=config.eval_end_on_success)
             eval_env = make_vector_env(evaluation_spec, config.num_envs) if config.eval_freq else None
@@ -112,6 +116,22 @@ class Stage2:
             tracker.write_summary(self._summary(tracker))
         plot_stage2_run(folder, {}, f"{config.env_id}, seed {config.seed}")
         return folder
+
+    def _compile(self) -> None:
+        """Compile the learner where asked or worth it; a machine without a compiler is told and goes on."""
+        config = self.config
+        macro_steps = (config.total_timesteps - config.warmup_steps) / self.base.spec.act_horizon
+        planned = config.critic_burnin_steps + macro_steps * config.utd_ratio
+        if config.compile == "off" or (config.compile == "auto" and planned < COMPILE_FROM):
+            return
+        start = time.monotonic()
+        try:
+            self.agent.compile_losses(config.batch_size)
+        except RuntimeError as error:
+            print(f"note: the learner runs uncompiled, torch.compile failed: {str(error)[:200]}", file=sys.stderr)
+        else:
+            took = time.monotonic() - start
+            print(f"stage2: learner compiled in {took:.1f} s (torch keeps it for the next run)", file=sys.stderr)
 
     def _loop(self, tracker: Run, env: gym.vector.VectorEnv, eval_env: gym.vector.VectorEnv | None) -> None:
         config, counters = self.config, self.counters

@@ -54,3 +54,25 @@ def test_it_takes_gradients_while_it_is_not_frozen() -> None:
     network = encoder()
     network(images(2, 16, 16)).sum().backward()
     assert network.cnn[0].weight.grad is not None and network.cnn[0].weight.grad.abs().sum() > 0
+
+
+def test_an_encoder_that_keeps_positions_sees_deviations_from_the_mean_image() -> None:
+    network, batch = VisualEncoder(3, 4, (16, 16)), images(300, 16, 16)  # more than are added up at once
+    network.fit(batch)
+    pixels = batch.double() / 255
+    torch.testing.assert_close(network.mean.double(), pixels.mean(0), rtol=0, atol=1e-6)
+    deviations = pixels - pixels.mean(0)
+    assert network.scale.item() == pytest.approx(deviations.square().mean().sqrt().item(), rel=1e-4)
+    seen = []
+    network.cnn[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    features = network(batch)
+    expected = (deviations / deviations.square().mean().sqrt()).permute(0, 3, 1, 2).float()
+    torch.testing.assert_close(seen[0], expected, rtol=1e-3, atol=1e-3)
+    assert features.abs().max() <= 1 and (features.std(0) > 0).all()
+
+
+def test_the_published_encoder_has_nothing_to_fit() -> None:
+    network = encoder()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    network.fit(images(2, 16, 16))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
