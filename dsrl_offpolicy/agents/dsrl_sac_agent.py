@@ -8,11 +8,10 @@ squash's Jacobian included: the bonus measures against the uniform distribution.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -27,6 +26,15 @@ from dsrl_offpolicy.models.latent_q_network import LatentCritic
 
 Metrics = dict[str, Tensor]
 Regularizer = Literal["entropy", "kl"]
+
+
+class Networks(NamedTuple):
+    """What the losses are computed with: functions, since the compiled update calls networks by their weights."""
+
+    actor: Callable[[Tensor], Gaussian]
+    online: Callable[[Tensor, Tensor], Tensor]
+    target: Callable[[Tensor, Tensor], Tensor]
+    alpha: Tensor
 
 
 class DSRLSACAgent(nn.Module):
@@ -81,6 +89,7 @@ class DSRLSACAgent(nn.Module):
             bound = "> 0 where it is learned" if learn_temperature else ">= 0"
             raise InputError(f"init_temperature: expected {bound}, got {init_temperature}")
         self.layout = layout
+        self.feature_dim = feature_dim
         self.actor = LatentPolicy(feature_dim, actor_hidden_dims, layout)
         self.critic = LatentCritic(
             feature_dim, layout.dim, critic_hidden_dims, num_critics, layer_norm=critic_layer_norm
@@ -101,13 +110,16 @@ class DSRLSACAgent(nn.Module):
             groups.append({"params": [self.log_alpha], "lr": temp_lr})
         self.actor_optimizer = torch.optim.Adam(groups, fused=True)
         self.critic_optimizer = torch.optim.Adam(self.critic.online.parameters(), lr=critic_lr, fused=True)
-        self._critic_terms: Callable[[MacroBatch, Tensor], tuple[Tensor, Metrics]] = self._eager_critic_terms
-        self._actor_terms: Callable[[MacroBatch, Tensor], tuple[Tensor, Metrics, Tensor]] = self._eager_actor_terms
 
     @property
     def alpha(self) -> Tensor:
         """The temperature, without gradient."""
         return self.log_alpha.detach().exp()
+
+    @property
+    def networks(self) -> Networks:
+        """The agent's own."""
+        return Networks(self.actor, self.critic.online, self.critic.target, self.alpha)
 
     @property
     def cost_target(self) -> float:
@@ -132,50 +144,21 @@ class DSRLSACAgent(nn.Module):
             metrics |= actor_metrics
         return metrics
 
-    def compile_losses(self, batch_size: int) -> None:
-        """Let the compiler of torch fuse what is not a matrix multiplication, for batches of this size.
-
-        Losses and gradients stay those of the uncompiled functions to rounding. Nothing is trained, nothing random
-        is drawn.
-
-        Raises:
-            RuntimeError: the compiler does not work here; the agent goes on uncompiled.
-        """
-        feature_dim = next(self.actor.parameters()).shape[1]
-        zeros = functools.partial(torch.zeros, device=self.log_alpha.device)
-        batch = MacroBatch(
-            zeros(batch_size, feature_dim),
-            zeros(batch_size, self.layout.dim),
-            zeros(batch_size),
-            zeros(batch_size),
-            zeros(batch_size, feature_dim),
-        )
-        try:
-            self._critic_terms = torch.compile(self._eager_critic_terms, dynamic=False)
-            self._actor_terms = torch.compile(self._eager_actor_terms, dynamic=False)
-            self._critic_terms(batch, batch.latent)[0].backward()
-            with _frozen(self.critic.online):
-                self._actor_terms(batch, batch.latent)[0].backward()
-        except (RuntimeError, OSError) as error:
-            self._critic_terms, self._actor_terms = self._eager_critic_terms, self._eager_actor_terms
-            raise RuntimeError(" ".join(str(error).split())) from error
-        finally:
-            self.zero_grad(set_to_none=True)
-
     def critic_loss(self, batch: MacroBatch) -> tuple[Tensor, Metrics]:
         """``sum_j mean (Q_j(s, w) - y)^2`` with
         ``y = reward + discount * (min_j Qbar_j(s', w') - backup_entropy * alpha * cost(s', w'))``."""
-        return self._critic_terms(batch, self._draw_noise(batch))
+        return self.critic_terms(batch, self.draw_noise(batch), self.networks)
 
-    def _eager_critic_terms(self, batch: MacroBatch, noise: Tensor) -> tuple[Tensor, Metrics]:
+    def critic_terms(self, batch: MacroBatch, noise: Tensor, networks: Networks) -> tuple[Tensor, Metrics]:
+        """:meth:`critic_loss` as a pure function of the batch, the noise of the next latents and the networks."""
         with torch.no_grad():
-            dist: Gaussian = self.actor(batch.next_obs_features)
+            dist = networks.actor(batch.next_obs_features)
             latent, log_prob = self.actor.sample(dist, noise)
-            value = self.critic.target(batch.next_obs_features, latent).amin(0)
+            value = networks.target(batch.next_obs_features, latent).amin(0)
             if self.backup_entropy:
-                value = value - self.alpha * self._cost(dist, log_prob)
+                value = value - networks.alpha * self._cost(dist, log_prob)
             target = batch.reward + batch.discount * value
-        q = self.critic.online(batch.obs_features, batch.latent)
+        q = networks.online(batch.obs_features, batch.latent)
         error = q - target
         loss = error.square().mean(1).sum()
         detached = error.detach()
@@ -191,19 +174,20 @@ class DSRLSACAgent(nn.Module):
         The gradient reaches the actor through the *online* critics, whose parameters are left alone.
         """
         with _frozen(self.critic.online):
-            return self._actor_terms(batch, self._draw_noise(batch))
+            return self.actor_terms(batch, self.draw_noise(batch), self.networks)
 
-    def _eager_actor_terms(self, batch: MacroBatch, noise: Tensor) -> tuple[Tensor, Metrics, Tensor]:
-        dist: Gaussian = self.actor(batch.obs_features)
+    def actor_terms(self, batch: MacroBatch, noise: Tensor, networks: Networks) -> tuple[Tensor, Metrics, Tensor]:
+        """:meth:`actor_loss` as a pure function of the batch, the noise of its latents and the networks."""
+        dist = networks.actor(batch.obs_features)
         latent, log_prob = self.actor.sample(dist, noise)
-        q = self.critic.online(batch.obs_features, latent).amin(0)
+        q = networks.online(batch.obs_features, latent).amin(0)
         cost = self._cost(dist, log_prob)
-        loss = (self.alpha * cost - q).mean()
+        loss = (networks.alpha * cost - q).mean()
         return (
             loss,
             {
                 "actor_loss": loss.detach(),
-                "alpha": self.alpha,
+                "alpha": networks.alpha,
                 "entropy": -log_prob.detach().mean(),
                 "kl": self.actor.kl_to_prior(dist).detach().mean(),
             },
@@ -249,7 +233,8 @@ class DSRLSACAgent(nn.Module):
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         self.generator.set_state(state["generator"].cpu())
 
-    def _draw_noise(self, batch: MacroBatch) -> Tensor:
+    def draw_noise(self, batch: MacroBatch) -> Float[Tensor, "B L"]:
+        """Standard-normal noise for the latents of one batch."""
         shape = (len(batch.reward), self.layout.dim)
         return torch.randn(shape, generator=self.generator, device=batch.reward.device)
 

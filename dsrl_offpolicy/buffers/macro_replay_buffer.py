@@ -113,11 +113,11 @@ class MacroReplayBuffer:
             raise InputError("replay buffer: expected at least one transition to sample, got an empty buffer")
         index = torch.randint(self.size, (batch_size,), generator=self.generator, device=self.device)
         return MacroBatch(
-            self.obs_features[index],
-            self.latent[index],
-            self.reward[index],
-            self.discount[index],
-            self.next_obs_features[index],
+            self.obs_features.index_select(0, index),
+            self.latent.index_select(0, index),
+            self.reward.index_select(0, index),
+            self.discount.index_select(0, index),
+            self.next_obs_features.index_select(0, index),
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 
+from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
 from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
@@ -86,6 +88,7 @@ class Stage2:
             generator=torch_generator(config.seed, "replay", device),
             device=device,
         )
+        self._gradient_step: Callable[..., dict[str, torch.Tensor]] = self.agent.update
         self.counters = Counters()
         self.recent: deque[bool] = deque(maxlen=50)
         self.best = -1.0
@@ -126,7 +129,7 @@ class Stage2:
             return
         start = time.monotonic()
         try:
-            self.agent.compile_losses(config.batch_size)
+            self._gradient_step = CompiledUpdate(self.agent, config.batch_size)
         except RuntimeError as error:
             print(f"note: the learner runs uncompiled, torch.compile failed: {str(error)[:200]}", file=sys.stderr)
         else:
@@ -189,7 +192,7 @@ class Stage2:
 
     def _burn_in(self) -> None:
         while self.counters.burnin_steps < self.config.critic_burnin_steps:
-            self.agent.update(self.buffer.sample(self.config.batch_size), update_actor=False)
+            self._gradient_step(self.buffer.sample(self.config.batch_size), update_actor=False)
             self.counters.burnin_steps += 1
 
     def _update(self, steps: int, tracker: Run, progress: ProgressReport) -> None:
@@ -197,7 +200,7 @@ class Stage2:
         for _ in range(steps):
             counters.gradient_steps += 1
             with_actor = counters.gradient_steps % config.actor_update_every == 0
-            metrics = self.agent.update(self.buffer.sample(config.batch_size), update_actor=with_actor)
+            metrics = self._gradient_step(self.buffer.sample(config.batch_size), update_actor=with_actor)
             if with_actor:
                 self._actor_metrics = metrics
             if counters.gradient_steps % config.log_freq == 0:

@@ -1,0 +1,259 @@
+"""Gradient steps per second of our learner against SAC of Stable-Baselines3 and SBX, and against matrix products.
+
+    pip install -e ".[peers]"
+    python benchmarks/learner.py [--widths 256 512] [--batches 256] [--threads 1] [--json FILE]
+
+One process, held to as many CPUs as threads; all learners in turn, `--repeats` times, medians. Every gradient step
+of every learner samples its batch from a full replay buffer and updates twin critics, actor, temperature and
+targets once. The limit is the time of the matrix products that such an update cannot do without (`torch.mm`, one by
+one).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Shape = tuple[int, int, int]
+ROWS, ACTION_DIM = 16, 7
+FEATURES = 64
+LAYERS = 3
+STORED = 10_000
+"""Transitions in every replay buffer."""
+TRAITS = {
+    "ours": "ReLU, LayerNorm in actor and critics",
+    "ours, compiled": "ReLU, LayerNorm in actor and critics",
+    "Stable-Baselines3": "ReLU, no normalisation (it offers none)",
+    "SBX, layer_norm": "ReLU, LayerNorm in actor and critics",
+    "SBX": "ReLU, no normalisation",
+}
+
+
+def products(width: int, batch: int, heads: int = 2, latent: int = ROWS * ACTION_DIM) -> list[Shape]:
+    """(m, k, n) of every matrix product of one update: an [m, k] by a [k, n]."""
+    critic_dims = [FEATURES + latent] + [width] * LAYERS + [1]
+    actor_dims = [FEATURES] + [width] * LAYERS + [2 * latent]
+
+    def layers(dims: list[int]) -> list[tuple[int, int]]:
+        return list(itertools.pairwise(dims))
+
+    def forward(dims: list[int]) -> list[Shape]:
+        return [(batch, i, o) for i, o in layers(dims)]
+
+    def weights(dims: list[int]) -> list[Shape]:
+        return [(i, batch, o) for i, o in layers(dims)]
+
+    def inputs(dims: list[int]) -> list[Shape]:
+        return [(batch, o, i) for i, o in layers(dims)[1:]]
+
+    # Critic step: target and online forward, gradients of the weights and of all inputs but the first layer's.
+    critic = 2 * forward(critic_dims) + weights(critic_dims) + inputs(critic_dims)
+    # Actor step: online critics forward, and back to the latent.
+    critic += forward(critic_dims) + inputs(critic_dims) + [(batch, width, latent)]
+    # The policy at next_obs, for the target, and at obs with its gradients.
+    actor = 2 * forward(actor_dims) + weights(actor_dims) + inputs(actor_dims)
+    return heads * critic + actor
+
+
+def matrix_limit(width: int, batch: int, steps: int) -> Callable[[], None]:
+    """Runs the products of ``steps`` updates."""
+    import torch
+
+    shapes = products(width, batch)
+    tensors = {s: (torch.randn(s[0], s[1]), torch.randn(s[1], s[2]), torch.empty(s[0], s[2])) for s in set(shapes)}
+
+    def run() -> None:
+        for _ in range(steps):
+            for shape in shapes:
+                left, right, out = tensors[shape]
+                torch.mm(left, right, out=out)
+
+    return run
+
+
+def our_agent(width: int, *, layers: int = LAYERS, heads: int = 2, rows: int = ROWS) -> Any:
+    """Our agent of the shapes above."""
+    import torch
+
+    from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent
+    from dsrl_offpolicy.models.latent_layout import LatentLayout
+
+    torch.manual_seed(0)
+    return DSRLSACAgent(
+        FEATURES,
+        LatentLayout("full", rows, ACTION_DIM, slice(0, rows), 2.0),
+        actor_hidden_dims=[width] * layers,
+        critic_hidden_dims=[width] * layers,
+        num_critics=heads,
+        critic_layer_norm=True,
+        actor_lr=3e-4,
+        critic_lr=3e-4,
+        temp_lr=3e-4,
+        polyak_tau=0.005,
+        regularizer="entropy",
+        init_temperature=0.1,
+        learn_temperature=True,
+        target_entropy=None,
+        target_kl=10.0,
+        backup_entropy=True,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def filled_buffer(latent_dim: int, stored: int = STORED) -> Any:
+    """A replay buffer of ours, full of noise."""
+    import torch
+
+    from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
+
+    generator = torch.Generator().manual_seed(0)
+    buffer = MacroReplayBuffer(stored, FEATURES, latent_dim, generator=generator)
+    ended = torch.zeros(stored, dtype=torch.bool)
+    buffer.add(
+        obs_features=torch.randn(stored, FEATURES),
+        latent=torch.randn(stored, latent_dim).clamp(-2, 2),
+        reward=torch.randn(stored),
+        next_obs_features=torch.randn(stored, FEATURES),
+        terminated=ended,
+        truncated=ended,
+        n_steps=torch.full((stored,), 8, dtype=torch.int32),
+        gamma=0.99,
+    )
+    return buffer
+
+
+def ours(width: int, batch: int, steps: int, compiled: bool) -> Callable[[], None]:
+    """Our learner."""
+    from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
+
+    agent, buffer = our_agent(width), filled_buffer(ROWS * ACTION_DIM)
+    update: Callable[..., Any] = agent.update
+    if compiled:
+        start = time.monotonic()
+        update = CompiledUpdate(agent, batch)
+        print(f"compiled for width {width}, batch {batch} in {time.monotonic() - start:.1f} s", file=sys.stderr)
+
+    def run() -> None:
+        for _ in range(steps):
+            update(buffer.sample(batch))
+
+    return run
+
+
+def peer(name: str, width: int, batch: int, steps: int) -> Callable[[], None]:
+    """SAC of Stable-Baselines3 (torch) or SBX (JAX), on spaces of the same dimensions."""
+    import gymnasium as gym
+    import numpy as np
+    from stable_baselines3.common.logger import configure
+
+    class Spaces(gym.Env):
+        observation_space = gym.spaces.Box(-np.inf, np.inf, (FEATURES,), np.float32)
+        action_space = gym.spaces.Box(-2.0, 2.0, (ROWS * ACTION_DIM,), np.float32)
+
+    options: dict[str, Any] = {"net_arch": [width] * LAYERS}
+    if name == "Stable-Baselines3":
+        import torch
+        from stable_baselines3 import SAC
+
+        options["activation_fn"] = torch.nn.ReLU
+    else:
+        from sbx import SAC
+
+        options["layer_norm"] = name == "SBX, layer_norm"
+    model = SAC(
+        "MlpPolicy", Spaces(), policy_kwargs=options, batch_size=batch, buffer_size=STORED, device="cpu", seed=0
+    )
+    model.set_logger(configure(None, []))
+    rng = np.random.default_rng(0)
+    for _ in range(STORED):
+        obs, next_obs = rng.standard_normal((2, 1, FEATURES), np.float32)
+        action = rng.uniform(-1, 1, (1, ROWS * ACTION_DIM)).astype(np.float32)
+        model.replay_buffer.add(obs, next_obs, action, rng.standard_normal(1), np.zeros(1), [{}])
+
+    def run() -> None:
+        model.train(gradient_steps=steps, batch_size=batch)
+        if name.startswith("SBX"):
+            import jax
+
+            jax.block_until_ready((model.policy.qf_state.params, model.policy.actor_state.params))
+
+    return run
+
+
+def measure(width: int, batch: int, steps: int, repeats: int) -> dict[str, float]:
+    """Medians of gradient steps per second, of the limit and of every learner that can be imported."""
+    runs: dict[str, Callable[[], None]] = {
+        "limit": matrix_limit(width, batch, steps),
+        "ours": ours(width, batch, steps, compiled=False),
+        "ours, compiled": ours(width, batch, steps, compiled=True),
+    }
+    for name, module in (
+        ("Stable-Baselines3", "stable_baselines3"),
+        ("SBX, layer_norm", "sbx"),
+        ("SBX", "sbx"),
+    ):
+        if importlib.util.find_spec(module):
+            runs[name] = peer(name, width, batch, steps)
+        else:
+            print(f"{name}: left out, {module} is not installed (pip install -e '.[peers]')", file=sys.stderr)
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()  # what is compiled or allocated once
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            rates[name].append(steps / (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--widths", type=int, nargs="+", default=[256, 512])
+    parser.add_argument("--batches", type=int, nargs="+", default=[256])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=20, help="gradient steps per turn")
+    parser.add_argument("--repeats", type=int, default=15, help="turns of every learner")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    arguments = parser.parse_args()
+    # Before any library starts its threads; JAX has no other way to be held to one.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-arguments.threads :])
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    rows = []
+    for width in arguments.widths:
+        for batch in arguments.batches:
+            found = measure(width, batch, arguments.steps, arguments.repeats)
+            limit = found.pop("limit")
+            print(f"\nwidth {width}, batch {batch}, {arguments.threads} thread(s); limit {limit:.1f} updates/s")
+            print(f"{'learner':<20}{'steps/s':>9}{'of limit':>10}  activation, normalisation")
+            for name, rate in found.items():
+                print(f"{name:<20}{rate:>9.1f}{rate / limit:>10.2f}  {TRAITS[name]}")
+                rows.append(
+                    {
+                        "learner": name,
+                        "width": width,
+                        "batch": batch,
+                        "threads": arguments.threads,
+                        "steps_per_second": round(rate, 2),
+                        "fraction_of_limit": round(rate / limit, 4),
+                    }
+                )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
