@@ -5,8 +5,8 @@
 
 One process, held to as many CPUs as threads; all learners in turn, `--repeats` times, medians. Every gradient step
 of every learner samples its batch from a full replay buffer and updates twin critics, actor, temperature and
-targets once. The limit is the time of the matrix products that such an update cannot do without (`torch.mm`, one by
-one).
+targets once. The limit is the time of the matrix products that such an update cannot do without (`torch.mm`, one
+by one).
 """
 
 from __future__ import annotations
