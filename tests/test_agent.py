@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dsrl_offpolicy.agents.aw_mle import AWMLEAgent
+from dsrl_offpolicy.agents.aw_mle import AWMLEAgent, CandidatePool
 from dsrl_offpolicy.agents.awsc import AWSCAgent, DemoBatch
 from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent
 from dsrl_offpolicy.base_policies.observation_encoder import ObservationEncoder
@@ -762,6 +762,43 @@ def test_decoding_in_parts_gives_the_same_scores() -> None:
     for other in scores[1:]:
         assert torch.equal(scores[0][1], other[1])
         torch.testing.assert_close(scores[0][2], other[2])
+
+
+@pytest.mark.parametrize("max_decode", [10_000, 9])
+def test_a_pool_holds_scored_candidates_of_every_state_and_decodes_none_again(max_decode: int) -> None:
+    base = ToyBase(lambda features, actions: (100 * features[:, 0] + actions[:, 0, 0]).expand(2, -1))
+    states = torch.arange(5.0)[:, None]
+    agent = aw_mle(base, layout(magnitude=1.5), num_candidates=4, max_decode=max_decode)
+    pool = CandidatePool(agent, states, size=10)  # not a multiple of M
+    decoded = sum(len(part) for part in base.decoded)
+    index = torch.tensor([3, 3, 0, 4])
+    seen: dict[int, set[float]] = {}
+    for _ in range(60):
+        u, latent, q = pool.draw(index)
+        assert u.shape == latent.shape == (4, 4, 1) and q.shape == (2, 4, 4)
+        torch.testing.assert_close(latent, 1.5 * torch.tanh(u / 1.5))
+        # each candidate carries its own state's score: the toy policy's action is tanh(w)
+        expected = 100 * states[index, 0] + torch.tanh(latent[..., 0])
+        torch.testing.assert_close(q, expected.expand(2, 4, 4))
+        for column, state in enumerate(index.tolist()):
+            drawn = set(u[:, column, 0].tolist())
+            assert len(drawn) == 4  # all different
+            seen.setdefault(state, set()).update(drawn)
+    assert {state: len(drawn) for state, drawn in seen.items()} == {3: 10, 0: 10, 4: 10}
+    assert not seen[3] & seen[0]
+    assert sum(len(part) for part in base.decoded) == decoded
+
+
+def test_an_update_takes_the_candidates_it_is_given() -> None:
+    base, states = toy_base(), torch.tensor([[1.0], [-1.0]])
+    agent = aw_mle(base, TOY)
+    candidates = agent.candidates(states)
+    expected, _ = agent.policy_loss(states, candidates.u, candidates.q_heads)
+    decoded = len(base.decoded)
+    assert agent.update(states, candidates)["loss"].item() == pytest.approx(expected.item())
+    assert len(base.decoded) == decoded
+    agent.update(states)
+    assert len(base.decoded) > decoded
 
 
 def linear_heads(features: Tensor, actions: Tensor) -> Tensor:

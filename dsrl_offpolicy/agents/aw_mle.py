@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dsrl_offpolicy.agents.optimization import gradient_step
@@ -20,6 +21,17 @@ from dsrl_offpolicy.models.latent_policy import Gaussian, LatentPolicy
 from dsrl_offpolicy.models.latent_q_network import LatentCritic
 
 Metrics = dict[str, Tensor]
+
+
+class Candidates(NamedTuple):
+    """M latents for each of B states, from the prior."""
+
+    u: Float[Tensor, "M B L"]
+    """Before the squash."""
+    latent: Float[Tensor, "M B L"]
+    """w = squash(u)."""
+    q_heads: Float[Tensor, "K M B"]
+    """Q^A of what w decodes to."""
 
 
 class AWMLEAgent(nn.Module):
@@ -85,9 +97,14 @@ class AWMLEAgent(nn.Module):
             torch.optim.Adam(critic.online.parameters(), lr=critic_lr, fused=True) if critic else None
         )
 
-    def update(self, features: Float[Tensor, "B D"]) -> Metrics:
-        """One gradient step on a batch of states. Metrics are detached tensors."""
-        u, latent, q_heads = self.candidates(features)
+    def update(self, features: Float[Tensor, "B D"], candidates: Candidates | None = None) -> Metrics:
+        """One gradient step on a batch of states. Metrics are detached tensors.
+
+        Args:
+            features: of the states.
+            candidates: of these states, out of a :class:`CandidatePool`; None draws and decodes fresh ones.
+        """
+        u, latent, q_heads = candidates or self.candidates(features)
         loss, metrics = self.policy_loss(features, u, q_heads)
         gradient_step(self.optimizer, loss)
         if self.critic_optimizer is not None:
@@ -115,10 +132,8 @@ class AWMLEAgent(nn.Module):
         return loss.detach()
 
     @torch.no_grad()
-    def candidates(
-        self, features: Float[Tensor, "B D"]
-    ) -> tuple[Float[Tensor, "M B L"], Float[Tensor, "M B L"], Float[Tensor, "K M B"]]:
-        """M candidates per state from the prior: pre-squash u, latent w, and Q^A of what they decode to."""
+    def candidates(self, features: Float[Tensor, "B D"]) -> Candidates:
+        """M candidates per state from the prior, decoded and scored."""
         shape = (self.num_candidates, len(features), *self._base[0].latent_shape)
         noise = torch.randn(shape, generator=self.generator, device=features.device)
         flat = noise.flatten(0, 1)
@@ -127,7 +142,7 @@ class AWMLEAgent(nn.Module):
         q = self.score(
             features.expand(self.num_candidates, *features.shape).flatten(0, 1), latent.flatten(0, 1), flat
         )
-        return u, latent, q.unflatten(1, shape[:2])
+        return Candidates(u, latent, q.unflatten(1, shape[:2]))
 
     @torch.no_grad()
     def score(
@@ -198,6 +213,44 @@ class AWMLEAgent(nn.Module):
             q = self.score(repeated, latent, noise).mean(0)
             totals.append(q.view(len(features), samples).mean(1))
         return totals[0], totals[1]
+
+
+class CandidatePool:
+    """Candidates of a fixed set of states, decoded and scored once; every update draws M of a state's P.
+
+    Memory: ``N * P * (L + K)`` floats for N states.
+
+    Args:
+        agent: draws, decodes and scores; its generator also draws from the pool.
+        states: of all updates to come.
+        size: P, at least M.
+    """
+
+    def __init__(self, agent: AWMLEAgent, states: Float[Tensor, "N D"], size: int) -> None:
+        self.agent = agent
+        self.size = size
+        rounds = math.ceil(size / agent.num_candidates)
+        at_once = max(agent.max_decode // agent.num_candidates, 1)
+        u = states.new_empty(len(states), size, agent.layout.dim)
+        heads = agent.candidates(states[:1]).q_heads.shape[0]
+        q = states.new_empty(len(states), size, heads)
+        for first in range(0, len(states), at_once):
+            rows = slice(first, first + at_once)
+            for round_ in range(rounds):
+                columns = slice(round_ * agent.num_candidates, min((round_ + 1) * agent.num_candidates, size))
+                found = agent.candidates(states[rows])
+                count = columns.stop - columns.start
+                u[rows, columns] = found.u[:count].transpose(0, 1)
+                q[rows, columns] = found.q_heads[:, :count].permute(2, 1, 0)
+        self._u, self._q = u, q
+
+    def draw(self, index: Int[Tensor, " B"]) -> Candidates:
+        """M different candidates for each of the states at ``index``, beginning anywhere in the pool's ring."""
+        agent = self.agent
+        first = torch.randint(self.size, index.shape, generator=agent.generator, device=index.device)
+        members = (first + torch.arange(agent.num_candidates, device=index.device)[:, None]) % self.size
+        u = self._u[index, members]
+        return Candidates(u, agent.policy.squash(u), self._q[index, members].permute(2, 0, 1))
 
 
 def _pearson(x: Float[Tensor, "M B"], y: Float[Tensor, "M B"]) -> Float[Tensor, " B"]:

@@ -11,7 +11,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from dsrl_offpolicy.agents.aw_mle import AWMLEAgent
+from dsrl_offpolicy.agents.aw_mle import AWMLEAgent, CandidatePool
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
 from dsrl_offpolicy.configs.jobs import Stage1Config
 from dsrl_offpolicy.demos.windows import cut_windows, split_episodes
@@ -96,6 +96,11 @@ def _load_states(config: Stage1Config, base: ShortcutFlowPolicy, device: torch.d
 
 def _build_agent(config: Stage1Config, base: ShortcutFlowPolicy, device: torch.device) -> AWMLEAgent:
     layout = build_layout(base, config)
+    if 0 < config.candidate_pool < config.num_candidates:
+        raise InputError(
+            f"candidate_pool: expected 0 or at least num_candidates {config.num_candidates}, "
+            f"got {config.candidate_pool}"
+        )
     if config.distill_q and config.num_critics != base.spec.critic_heads:
         raise InputError(
             f"num_critics: expected {base.spec.critic_heads} as in Q^A (distilled head by head), "
@@ -145,10 +150,11 @@ def _train(
     best = -1.0
     evaluation: EvaluationSummary | None = None
     sampler = torch_generator(config.seed, "stage1_batches", device)
+    pool = CandidatePool(agent, states, config.candidate_pool) if config.candidate_pool else None
     with ProgressReport("stage1", config.total_iters, "gradient steps") as progress:
         for step in range(1, config.total_iters + 1):
             index = torch.randint(len(states), (config.batch_size,), generator=sampler, device=device)
-            metrics = agent.update(states[index])
+            metrics = agent.update(states[index], pool.draw(index) if pool else None)
             last = step == config.total_iters
             if step % config.log_freq == 0 or last:
                 row = tracker.log(metrics, {"gradient_steps": step})
