@@ -30,9 +30,10 @@ DEMOS = (
 )
 ERRORS = {
     "state": "--episodes 100 --action_noise 0.12 --wrong_goal_prob 0.4",
-    "rgb": "--episodes 120 --action_noise 0.12 --wrong_goal_prob 0",
+    "rgb": "--episodes 120 --action_noise 0.12 --wrong_goal_prob 0.4",
 }
 STAGE0 = f"{EPISODE} --total_iters 5000 --advantage_temperature 5 --critic_hidden_dims 128 128"
+ENCODER = {"state": "", "rgb": "--encoder_iters 2000"}
 STAGE1 = (
     f"{EPISODE} {WIDTHS} --total_iters 400 --batch_size 64 --lr 1e-3 --distill_q --critic_lr 1e-3 --log_freq 200 "
     "--eval_freq 0"
@@ -81,7 +82,7 @@ def chain(folder: Path, seed: int, obs_mode: str, num_envs: int) -> None:
     demos = f"--demo_path {folder}/demos.h5"
     steps = {
         "demos.h5": f"demos {DEMOS} {ERRORS[obs_mode]} --seed {seed} --obs_mode {obs_mode}",
-        "stage0": f"pretrain {STAGE0} {common} {demos}",
+        "stage0": f"pretrain {STAGE0} {ENCODER[obs_mode]} {common} {demos}",
         "stage1": f"stage1 {STAGE1} {common} {demos} {base}",
         "stage2": f"stage2 {STAGE2} {LENGTH[obs_mode]} {common} {base} {start}",
         "evaluation": f"eval {EPISODE} {EVALUATION[obs_mode]} {common} {base} --stage1_checkpoint {stage1} "
