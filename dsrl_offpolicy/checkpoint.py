@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import pickle
 from collections.abc import Callable, Mapping
@@ -18,19 +20,40 @@ FORMAT_VERSION = 1
 
 def save_checkpoint(path: Path, kind: str, content: Mapping[str, Any]) -> None:
     """Write a checkpoint of a ``kind`` (``base_policy``, ``stage1``, ``stage2``), whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(path, {"format_version": FORMAT_VERSION, "kind": kind, **content})
+
+
+def write_tensors(path: Path, content: Mapping[str, Any]) -> None:
+    """Write tensors and plain values, whole or not at all: to a temporary file, which is then renamed.
+
+    Raises:
+        InputError: they cannot be written (a full disk, no permission); what stood at ``path`` still does.
+    """
     temporary = path.with_name(path.name + ".tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            torch.save({"format_version": FORMAT_VERSION, "kind": kind, **content}, file)
+            torch.save(dict(content), file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        problem = " ".join(str(error).split())
+        raise InputError(f"{path}: expected a file that can be written, got: {problem}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
-def read_tensors(path: Path, what: str, flag: str, device: str | torch.device = "cpu") -> Any:
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_tensors(
+    path: Path, what: str, flag: str, device: str | torch.device = "cpu", *, memory_map: bool = False
+) -> Any:
     """Read a file of tensors and plain values, whatever they are.
 
     Args:
@@ -38,6 +61,7 @@ def read_tensors(path: Path, what: str, flag: str, device: str | torch.device = 
         what: what is expected in it, for an error.
         flag: the setting to name in an error.
         device: where its tensors go.
+        memory_map: leave tensors in the file until they are read.
 
     Raises:
         InputError: no such file, damaged, or holding code.
@@ -47,7 +71,7 @@ def read_tensors(path: Path, what: str, flag: str, device: str | torch.device = 
         problem = "is not a file" if path.exists() else "does not exist"
         raise InputError(f"{flag}: expected a {what}, {path} {problem}")
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location=device, weights_only=True, mmap=memory_map)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{flag}: expected a checkpoint of tensors, {path} holds other code or is damaged"

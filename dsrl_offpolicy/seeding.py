@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,3 +34,24 @@ def torch_generator(seed: int, stream: str, device: str | torch.device = "cpu") 
 def numpy_generator(seed: int, stream: str) -> np.random.Generator:
     """A numpy generator for one named part of a run."""
     return np.random.default_rng(derive_seed(seed, stream))
+
+
+def random_states() -> dict[str, Any]:
+    """The states of python's, numpy's and torch's global generators, as tensors and plain values."""
+    version, words, gauss = random.getstate()
+    numpys: Any = np.random.get_state()  # noqa: NPY002  libraries draw from it
+    name, keys, *rest = numpys
+    return {
+        "python": [version, torch.tensor(words), gauss],
+        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """The inverse of :func:`random_states`."""
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(states["torch"].cpu())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import yaml
@@ -50,23 +51,45 @@ class Run:
     """Writes ``config.yaml``, ``metrics.jsonl``, TensorBoard events, ``summary.json`` and, asked for, W&B.
 
     Args:
-        path: an existing, empty run folder.
+        path: an existing run folder, empty unless ``resume`` is given.
         config: the resolved config.
         track: also log to Weights & Biases.
         wandb_project: its project.
+        resume: a :meth:`state_dict`: rows written after it are dropped, and the run goes on from there.
 
     Raises:
-        InputError: tracking without the package.
+        InputError: tracking without the package, or another process at work in the folder.
     """
 
-    def __init__(self, path: Path, config: Any, *, track: bool = False, wandb_project: str = "") -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: Any,
+        *,
+        track: bool = False,
+        wandb_project: str = "",
+        resume: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = path
-        self._start = time.monotonic()
+        self._lock = _lock(path)
+        self._start = time.monotonic() - (60 * resume["minutes"] if resume else 0.0)
+        self._rows: int = resume["rows"] if resume else 0
+        self._last_step: int = resume["step"] if resume else 0
         plain = to_plain(config)
-        (path / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
-        self._wandb = _start_wandb(path, plain, wandb_project) if track else None
-        self._metrics = (path / "metrics.jsonl").open("x")
-        self._writer = SummaryWriter(str(path / "tensorboard"))
+        if resume:
+            _keep_rows(path / "metrics.jsonl", self._rows)
+        else:
+            (path / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
+        wandb_id = resume["wandb_id"] if resume else None
+        self._wandb = _start_wandb(path, plain, wandb_project, wandb_id) if track else None
+        self._metrics = (path / "metrics.jsonl").open("a" if resume else "x")
+        purge = self._last_step + 1 if resume else None
+        self._writer = SummaryWriter(str(path / "tensorboard"), purge_step=purge)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the logs stand, for a run that goes on from here."""
+        wandb_id = self._wandb.id if self._wandb is not None else None
+        return {"minutes": self.minutes, "rows": self._rows, "step": self._last_step, "wandb_id": wandb_id}
 
     @property
     def checkpoints(self) -> Path:
@@ -97,6 +120,7 @@ class Run:
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
         step = next(iter(axes.values()))
+        self._rows, self._last_step = self._rows + 1, max(self._last_step, step)
         for name, value in row.items():
             self._writer.add_scalar(f"{prefix}/{name}" if prefix else name, value, step)
         if self._wandb is not None:
@@ -113,6 +137,7 @@ class Run:
         self._writer.close()
         if self._wandb is not None:
             self._wandb.finish()
+        self._lock.close()
 
     def __enter__(self) -> Run:
         return self
@@ -121,7 +146,30 @@ class Run:
         self.close()
 
 
-def _start_wandb(path: Path, config: dict[str, Any], project: str) -> Any:
+def _lock(path: Path) -> IO[str]:
+    """Held while the file is open; the system frees it however the process ends."""
+    file = (path / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise InputError(
+            f"out: expected a run folder that nobody works in, another process is in {path}"
+        ) from error
+    return file
+
+
+def _keep_rows(path: Path, rows: int) -> None:
+    """Cut a file of lines to its first ``rows``."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    if len(lines) < rows:
+        raise InputError(f"resume: expected at least {rows} rows in {path}, got {len(lines)}")
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(lines[:rows]))
+    temporary.replace(path)
+
+
+def _start_wandb(path: Path, config: dict[str, Any], project: str, run_id: str | None) -> Any:
     try:
         import wandb
     except ImportError as error:
@@ -130,7 +178,10 @@ def _start_wandb(path: Path, config: dict[str, Any], project: str) -> Any:
         ) from error
     # Without a login there is nobody to ask: log offline, to be synchronised later by `wandb sync`.
     mode: Any = None if wandb.setup().settings.mode != "online" or wandb.api.api_key else "offline"
-    return wandb.init(project=project, name=path.name, dir=str(path), config=config, mode=mode)
+    resume: Any = "allow" if run_id else None
+    return wandb.init(
+        project=project, name=path.name, dir=str(path), config=config, mode=mode, id=run_id, resume=resume
+    )
 
 
 class ProgressReport:

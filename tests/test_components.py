@@ -16,6 +16,7 @@ from dsrl_offpolicy.base_policies.loading import load_base_policy
 from dsrl_offpolicy.base_policies.observation_encoder import ObservationEncoder
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, ShortcutFlowSpec
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
+from dsrl_offpolicy.buffers.replay_files import ReplayFiles
 from dsrl_offpolicy.checkpoint import load_weights, save_checkpoint
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.models.action_q_network import ActionQNetwork
@@ -771,53 +772,81 @@ def test_sampling_is_reproduced_by_the_generator_alone() -> None:
     assert draws[0] != draws[2]
 
 
-@pytest.mark.parametrize("stored", [3, 11])
-def test_state_round_trip_continues_identically(tmp_path: Path, stored: int) -> None:
-    original = replay(capacity=8, seed=1)
-    for i in range(stored):
-        store(original, [float(i)])
-    original.sample(5)
-    torch.save(original.state_dict(), tmp_path / "buffer.pt")
-    restored = replay(capacity=8, seed=99)
-    restored.load_state_dict(torch.load(tmp_path / "buffer.pt", weights_only=True))
-    assert len(restored) == min(stored, 8)
-    for buffer in (original, restored):
+FIELDS = MacroReplayBuffer._FIELDS
+
+
+def assert_same_buffers(first: MacroReplayBuffer, second: MacroReplayBuffer) -> None:
+    assert (len(first), first.total_added) == (len(second), second.total_added)
+    for name in FIELDS:
+        assert torch.equal(getattr(first, name)[: len(first)], getattr(second, name)[: len(first)]), name
+    one, other = first.sample(40), second.sample(40)
+    assert torch.equal(one.reward, other.reward)
+
+
+@pytest.mark.parametrize("saves", [[3], [11], [3, 2, 0, 9], [5, 8, 8, 8]])
+def test_saved_files_restore_the_buffer_however_often_it_was_saved(tmp_path: Path, saves: list[int]) -> None:
+    original, files = replay(capacity=8, seed=1), ReplayFiles(tmp_path)
+    written: set[str] = set()
+    for count in saves:
+        for i in range(count):
+            store(original, [float(original.total_added + i)], terminated=[i % 2 == 0])
+        original.sample(5)
+        state = files.save(original)
+        files.discard_older()
+        new = {path.name for path in tmp_path.glob("*.pt")} - written
+        assert len(new) == int(count > 0)  # a save writes what is new and nothing else
+        written |= new
+    torch.save(state, tmp_path / "state")
+    state = torch.load(tmp_path / "state", weights_only=True)
+    restored, again = replay(capacity=8, seed=99), ReplayFiles(tmp_path)
+    again.load(restored, state)
+    assert_same_buffers(original, restored)
+    for buffer, folder in ((original, files), (restored, again)):
         store(buffer, [50.0, 51.0], n_steps=[2, 3], terminated=[True, False])
-    first, second = original.sample(40), restored.sample(40)
-    for name in ("obs_features", "latent", "reward", "discount", "next_obs_features"):
-        assert torch.equal(getattr(first, name), getattr(second, name)), name
-    assert torch.equal(original.obs_features, restored.obs_features)
-    assert torch.equal(original.terminated, restored.terminated)
-    assert torch.equal(original.n_steps, restored.n_steps)
+        state = folder.save(buffer)
+    third = replay(capacity=8, seed=0)
+    ReplayFiles(tmp_path).load(third, state)
+    assert_same_buffers(original, third)
+    # of a ring of 8 no more files are kept than the last two saves need
+    assert len(list(tmp_path.glob("*.pt"))) <= len(saves) + 1
 
 
-def test_saved_state_does_not_change_with_the_buffer() -> None:
-    buffer = replay()
+def test_files_that_a_checkpoint_does_not_list_are_dropped_when_it_is_loaded(tmp_path: Path) -> None:
+    buffer, files = replay(capacity=8), ReplayFiles(tmp_path)
     store(buffer, [1.0, 2.0])
-    state = buffer.state_dict()
-    store(buffer, [7.0, 7.0, 7.0, 7.0])
-    assert state["reward"].tolist() == [201.0, 202.0]
-    assert state["total_added"] == 2
+    state = files.save(buffer)
+    store(buffer, [3.0])
+    files.save(buffer)  # and then the process was killed before its checkpoint was written
+    restored = replay(capacity=8)
+    ReplayFiles(tmp_path).load(restored, state)
+    assert len(restored) == 2
+    assert [path.name for path in tmp_path.glob("*.pt")] == [state["files"][0]["name"]]
 
 
-def test_state_that_does_not_fit_is_refused() -> None:
-    buffer = replay(capacity=4)
+def test_replay_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    buffer, files = replay(capacity=4), ReplayFiles(tmp_path)
     store(buffer, [1.0, 2.0, 3.0])
-    with pytest.raises(InputError, match="replay_buffer_size: expected 3 as when it was saved, got 2"):
-        replay(capacity=2).load_state_dict(buffer.state_dict())
+    state = files.save(buffer)
+    with pytest.raises(InputError, match="replay_buffer_size: expected 4 as when it was saved, got 2"):
+        files.load(replay(capacity=2), state)
+    path = tmp_path / state["files"][0]["name"]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20] + b"x" + whole[-19:])
+    with pytest.raises(InputError, match=r"expected the replay file .* as it was saved, it was altered"):
+        files.load(replay(capacity=4), state)
+    path.unlink()
+    with pytest.raises(InputError, match="it does not exist"):
+        files.load(replay(capacity=4), state)
 
 
-def test_a_wrapped_ring_moved_to_a_larger_buffer_never_samples_empty_rows() -> None:
-    small = replay(capacity=4)
-    store(small, [1.0, 2.0, 3.0, 4.0])
-    store(small, [5.0, 6.0])
-    large = replay(capacity=16)
-    try:
-        large.load_state_dict(small.state_dict())
-    except InputError:
-        return  # refusing another capacity is as good
-    store(large, [7.0])
-    assert set(large.sample(300).reward.tolist()) <= {203.0, 204.0, 205.0, 206.0, 207.0}
+def test_rows_that_the_ring_does_not_hold_are_refused() -> None:
+    buffer = replay(capacity=4)
+    store(buffer, [float(i) for i in range(6)])
+    assert buffer.rows(2, 6)["reward"].tolist() == buffer.reward[torch.tensor([2, 3, 0, 1])].tolist()
+    with pytest.raises(InputError, match="expected transitions between 2 and 6, got 1 to 6"):
+        buffer.rows(1, 6)
+    with pytest.raises(InputError, match=r"latent: expected shape \(1, \d+\), got \(1, 9\)"):
+        buffer.put_rows(0, {**buffer.rows(5, 6), "latent": torch.zeros(1, 9)})
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

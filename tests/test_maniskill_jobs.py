@@ -98,7 +98,8 @@ def test_stage_2_stores_features_and_learns_from_real_steps(chain):
     assert summary["env_steps"] == 40 and summary["episodes"] == 2  # 16 + 16 + 8
     # Chunks of 8: 5 transitions; the three after the warm-up of 16 steps earn 2 gradient steps each.
     assert summary["gradient_steps"] == 6
-    buffer = torch.load(chain.checkpoint("stage2"), weights_only=True)["buffer"]
+    (file,) = (chain.folder / "stage2" / "replay").glob("*.pt")
+    buffer = torch.load(file, weights_only=True)
     widths = {value.shape[-1] for name, value in buffer.items() if "obs_features" in name}
     assert widths == {STATE_DIM[chain.mode] + (6 if chain.mode == "rgb" else 0)}
 

@@ -23,7 +23,8 @@ from tiny_worlds import TASK
 
 from dsrl_offpolicy import load_base_policy
 from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent
-from dsrl_offpolicy.checkpoint import load_checkpoint
+from dsrl_offpolicy.buffers.replay_files import ReplayFiles
+from dsrl_offpolicy.checkpoint import load_checkpoint, read_tensors
 from dsrl_offpolicy.configs.jobs import (
     DemosConfig,
     EvalConfig,
@@ -130,7 +131,8 @@ def test_every_run_folder_holds_config_metrics_and_summary(chain, name):
 def test_training_leaves_its_checkpoints(chain, name):
     saved = {p.name for p in (getattr(chain, name) / "checkpoints").iterdir()}
     best = set() if name == "stage0" else {"best_eval_success_once.pt"}
-    assert saved == {"last.pt", *best}
+    manifest = {"manifest.json"} if name == "stage2" else set()
+    assert saved == {"last.pt", *best, *manifest}
 
 
 def test_the_base_policy_is_rebuilt_from_its_checkpoint_alone(chain):
@@ -195,10 +197,11 @@ def test_stage2_evaluates_on_its_way_and_at_its_end(chain):
 
 def test_stage2_counts_env_steps_of_all_environments(chain):
     summary = _summary(chain.stage2)
-    buffer = load_checkpoint(chain.stage2 / "checkpoints" / "last.pt", "stage2", "x")["buffer"]
+    (file,) = (chain.stage2 / "replay").glob("*.pt")  # saved once, at the end
+    buffer = read_tensors(file, "file of transitions", "x")
     assert summary["env_steps"] >= 320
     assert summary["env_steps"] == int(buffer["n_steps"].sum())  # primitive steps, as stored
-    assert summary["macro_steps"] == buffer["total_added"] == len(buffer["reward"])
+    assert summary["macro_steps"] == len(buffer["reward"])
     # 28 steps an episode: three whole chunks and one of 4, which the time limit truncates.
     assert set(buffer["n_steps"].tolist()) == {4, 8}
     cut = buffer["n_steps"] == 4
@@ -255,6 +258,7 @@ def test_same_seed_same_stage2(chain, second):
     folder = second.config.out
     assert _without_time(_metrics(folder)) == _without_time(_metrics(chain.stage2))
     one, two = (load_checkpoint(f / "checkpoints" / "last.pt", "stage2", "x") for f in (chain.stage2, folder))
+    assert one.pop("log")["rows"] == two.pop("log")["rows"]  # and the minutes, which differ
     assert _same(one, two)
 
 
@@ -265,7 +269,7 @@ def test_last_checkpoint_restores_learner_and_buffer(second, tmp_path):
                               init_critic=False))  # fmt: skip
     assert not _same(restored.agent.state_dict(), second.agent.state_dict())
     restored.agent.load_training_state(content["training"])
-    restored.buffer.load_state_dict(content["buffer"])
+    ReplayFiles(second.config.out / "replay").load(restored.buffer, content["replay"])
     for _ in range(5):
         metrics = [job.agent.update(job.buffer.sample(8)) for job in (second, restored)]
         assert _same(*metrics)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -120,24 +118,38 @@ class MacroReplayBuffer:
             self.next_obs_features.index_select(0, index),
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """The stored transitions, counters and the sampler's state."""
-        columns = {name: getattr(self, name)[: self.size].clone() for name in self._FIELDS}
-        return {**columns, "total_added": self.total_added, "generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`.
+    def rows(self, start: int, stop: int) -> dict[str, Tensor]:
+        """Copies of the transitions that were added as number ``start`` to ``stop - 1``, in that order.
 
         Raises:
-            InputError: more transitions than fit, or a full ring into a larger one (whose write position would
-                leave rows without data).
+            InputError: the ring no longer holds them, or does not yet.
         """
-        size = len(state["reward"])
-        total = int(state["total_added"])
-        if size > self.capacity or size < min(total, self.capacity):
-            raise InputError(f"replay_buffer_size: expected {size} as when it was saved, got {self.capacity}")
+        if not self.total_added - self.size <= start <= stop <= self.total_added:
+            raise InputError(
+                f"replay buffer: expected transitions between {self.total_added - self.size} and "
+                f"{self.total_added}, got {start} to {stop}"
+            )
+        index = torch.arange(start, stop, device=self.device) % self.capacity
+        return {name: getattr(self, name)[index].cpu() for name in self._FIELDS}
+
+    def put_rows(self, start: int, rows: dict[str, Tensor]) -> None:
+        """Put transitions back where number ``start`` and the following were; :meth:`restore_counters` comes last.
+
+        Raises:
+            InputError: missing fields or another width.
+        """
+        count = len(rows.get("reward", ()))
+        index = (start + torch.arange(count, device=self.device)) % self.capacity
         for name in self._FIELDS:
-            getattr(self, name)[:size] = state[name].to(self.device)
-        self.size = size
-        self.total_added = total
-        self.generator.set_state(state["generator"].cpu())
+            column: Tensor = getattr(self, name)
+            expected = (count, *column.shape[1:])
+            found = tuple(rows[name].shape) if name in rows else "none"
+            if found != expected:
+                raise InputError(f"replay buffer: {name}: expected shape {expected}, got {found}")
+            column[index] = rows[name].to(column)
+
+    def restore_counters(self, total_added: int, generator_state: Tensor) -> None:
+        """How many transitions were ever added, and the sampler's state."""
+        self.total_added = total_added
+        self.size = min(total_added, self.capacity)
+        self.generator.set_state(generator_state.cpu())

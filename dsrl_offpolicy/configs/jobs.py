@@ -269,6 +269,10 @@ class Stage1Config(TrackedConfig, EvaluationConfig, SteeringConfig, BasePolicyCo
 class Stage2Config(TrackedConfig, EvaluationConfig, SteeringConfig, BasePolicyConfig):
     """dsrl stage2: online SAC in the latent space of the frozen base policy."""
 
+    resume: Path | None = None
+    """Run folder of an interrupted run to go on with, under its own settings; no other flag stands beside it."""
+    save_freq: int = 10000
+    """Env steps between two saves of the whole run; 0 saves it only when it ends or is stopped."""
     stage1_checkpoint: Path | None = None
     """Latent policy of Stage 1 to start from; default: start from the prior."""
     init_critic: bool = False

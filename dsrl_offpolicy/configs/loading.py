@@ -43,7 +43,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     **dict.fromkeys(
         ("warmup_steps", "critic_burnin_steps", "eval_freq", "eval_episodes", "constants", "kappa", "kl_coef",
-         "target_kl", "init_temperature", "action_noise", "image_shift", "candidate_pool", "seed"),
+         "target_kl", "init_temperature", "action_noise", "image_shift", "candidate_pool",
+         "save_freq", "seed"),
         _NOT_NEGATIVE,
     ),
     **dict.fromkeys(("actor_hidden_dims", "critic_hidden_dims", "velocity_widths"), _WIDTHS),

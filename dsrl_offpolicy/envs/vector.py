@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import signal
 from dataclasses import dataclass
 
 import gymnasium as gym
@@ -16,12 +17,24 @@ from dsrl_offpolicy.envs.maniskill import ManiSkillEnv, sim_backend
 from dsrl_offpolicy.envs.simulators import make_env, simulator_of
 from dsrl_offpolicy.envs.spec import EnvSpec
 
+GRACE = 30
+"""Seconds that a worker lives on after SIGTERM."""
+
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def make_macro_env(spec: EnvSpec) -> MacroStepEnv:
     """One macro-step environment in this process."""
     return MacroStepEnv(make_env(spec), spec)
+
+
+def _make_in_process(spec: EnvSpec) -> MacroStepEnv:
+    """One for :func:`make_vector_env`. Signals reach a whole process group and are for the learner to hear: Ctrl-C
+    is ignored, and after SIGTERM a worker lives on for as long as the learner may need to save."""
+    if multiprocessing.parent_process() is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
+    return make_macro_env(spec)
 
 
 def make_vector_env(spec: EnvSpec, num_envs: int) -> VectorEnv:
@@ -43,7 +56,7 @@ def _is_batched(spec: EnvSpec) -> bool:
 
 
 def _make_processes(spec: EnvSpec, num_envs: int) -> AsyncVectorEnv:
-    make = functools.partial(make_macro_env, spec)
+    make = functools.partial(_make_in_process, spec)
     before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
     try:

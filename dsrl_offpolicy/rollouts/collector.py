@@ -5,6 +5,7 @@ Environments run while the learner learns: ``launch`` sends the next chunks, ``c
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,15 @@ class Collected:
     transitions: int
     env_steps: int
     finished: list[tuple[bool, float, int]]
+
+
+@dataclass
+class Episode:
+    """An episode in flight: what it takes to play it again."""
+
+    seed: int
+    chunks: list[Tensor]
+    """Actions sent since the reset, ``[H, A]`` each."""
 
 
 class Collector:
@@ -70,7 +80,9 @@ class Collector:
         self.noise = noise
         self.starts = starts
         self.device = torch.device(device)
-        obs, _ = env.reset(seed=self._draw_seeds())
+        seeds = self._draw_seeds()
+        obs, _ = env.reset(seed=seeds)
+        self._episodes = [Episode(seed, []) for seed in seeds]
         self._features = self._encode(obs)
         self._latent: Tensor | None = None
 
@@ -82,7 +94,9 @@ class Collector:
             full = source(self._features, noise)
             self._latent = self.layout.select(full)
             chunk = self.base_policy.decode(self._features, full)[:, self.base_policy.executed_rows]
-        self._send(chunk if getattr(self.env, "batched", False) else chunk.cpu().numpy())
+        for episode, actions in zip(self._episodes, chunk.cpu(), strict=True):
+            episode.chunks.append(actions)
+        self._send_chunks(chunk)
 
     def collect(self) -> Collected:
         """Wait for the environments, store what happened, reset the ended episodes."""
@@ -105,11 +119,59 @@ class Collector:
             for i in np.flatnonzero(ended)
         ]
         if ended.any():
-            obs, _ = self.env.reset(seed=self._draw_seeds(), options={"reset_mask": ended})
+            seeds = self._draw_seeds()
+            obs, _ = self.env.reset(seed=seeds, options={"reset_mask": ended})
+            for i in np.flatnonzero(ended):
+                self._episodes[i] = Episode(seeds[i], [])
             next_features = self._encode(obs)
         self._features = next_features
         self._latent = None
         return Collected(self.env.num_envs, int(np.sum(info["n_steps"])), finished)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What brings a new collector to this point, between launch and collect (:meth:`load_state_dict`)."""
+        assert self._latent is not None, "state_dict() follows launch()"
+        return {
+            "episodes": [{"seed": e.seed, "chunks": torch.stack(e.chunks)} for e in self._episodes],
+            "features": self._features,
+            "latent": self._latent,
+            "noise": self.noise.get_state(),
+            "starts": json.dumps(self.starts.bit_generator.state),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
+        """Replay the episodes in flight, from their seeds and actions, and send the chunk that was on its way.
+
+        Returns:
+            Whether the replayed observations are, to the bit, those of the saved run. They are where the simulator
+            is deterministic; elsewhere the run goes on from where the replay ended.
+        """
+        episodes = [Episode(e["seed"], list(e["chunks"])) for e in state["episodes"]]
+        before = [len(e.chunks) - 1 for e in episodes]  # the last chunk is on its way
+        longest, seeds = max(before), [e.seed for e in episodes]
+        obs, _ = self.env.reset(seed=seeds)
+        idle = torch.zeros_like(episodes[0].chunks[0])
+        for t in range(longest + 1):
+            starting = np.array([longest - count == t for count in before])
+            if t > 0 and starting.any():  # shorter episodes start later, so that all end together
+                obs, _ = self.env.reset(seed=seeds, options={"reset_mask": starting})
+            if t < longest:
+                begun = [t - (longest - count) for count in before]
+                chunks = [e.chunks[i] if i >= 0 else idle for e, i in zip(episodes, begun, strict=True)]
+                self._send_chunks(torch.stack(chunks))
+                obs, *_ = self._receive()
+        self._episodes = episodes
+        self._features = self._encode(obs)
+        same = bool(torch.equal(self._features, state["features"].to(self.device)))
+        self._latent = state["latent"].to(self.device)
+        self.noise.set_state(state["noise"].cpu())
+        self.starts.bit_generator.state = json.loads(state["starts"])
+        self._send_chunks(torch.stack([e.chunks[-1] for e in episodes]))
+        return same
+
+    def _send_chunks(self, chunks: Tensor) -> None:
+        batched = getattr(self.env, "batched", False)
+        self._send(chunks.to(self.device) if batched else chunks.cpu().numpy())
 
     # Vector environments in this process (a simulator that is batched itself) have no asynchronous step.
     def _send(self, actions: Tensor | np.ndarray) -> None:

@@ -25,15 +25,10 @@ def fingerprint(base: ShortcutFlowPolicy) -> str:
     return digest.hexdigest()
 
 
-def save_steering(
-    path: Path,
-    kind: str,
-    policy: LatentPolicy,
-    base: ShortcutFlowPolicy,
-    hidden_dims: tuple[int, ...],
-    extra: Mapping[str, Any],
-) -> None:
-    """Write a latent policy with what is needed to rebuild it, and what else the stage keeps."""
+def steering_content(
+    policy: LatentPolicy, base: ShortcutFlowPolicy, hidden_dims: tuple[int, ...], extra: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a checkpoint of a latent policy holds: what is needed to rebuild it, and what else the stage keeps."""
     layout = policy.layout
     steering = {
         "feature_dim": base.feature_dim,
@@ -44,13 +39,24 @@ def save_steering(
         "executed_rows": [layout.executed_rows.start, layout.executed_rows.stop],
         "action_magnitude": layout.magnitude,
     }
-    content = {
+    return {
         "steering": steering,
         "policy": policy.state_dict(),
         "base_fingerprint": fingerprint(base),
         **extra,
     }
-    save_checkpoint(path, kind, content)
+
+
+def save_steering(
+    path: Path,
+    kind: str,
+    policy: LatentPolicy,
+    base: ShortcutFlowPolicy,
+    hidden_dims: tuple[int, ...],
+    extra: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint of :func:`steering_content`."""
+    save_checkpoint(path, kind, steering_content(policy, base, hidden_dims, extra))
 
 
 def load_steering(

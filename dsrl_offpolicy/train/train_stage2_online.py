@@ -14,32 +14,31 @@ import gymnasium as gym
 import torch
 
 from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
-from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent
-from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
-from dsrl_offpolicy.checkpoint import load_weights
+from dsrl_offpolicy.buffers.replay_files import ReplayFiles
 from dsrl_offpolicy.configs.jobs import Stage2Config
 from dsrl_offpolicy.contracts import LatentSource
-from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import EvaluationSummary, evaluation_seeds, run_episodes, summarise
 from dsrl_offpolicy.models.latent_sources import policy_source, squashed_prior_source
 from dsrl_offpolicy.reports.curves import plot_stage2_run
-from dsrl_offpolicy.rollouts.collector import Collector
-from dsrl_offpolicy.seeding import numpy_generator, torch_generator
+from dsrl_offpolicy.rollouts.collector import Collected, Collector
+from dsrl_offpolicy.seeding import numpy_generator, random_states, restore_random_states, torch_generator
 from dsrl_offpolicy.tracking import ProgressReport, Run, create_run_folder
-from dsrl_offpolicy.train.steering_files import load_steering, save_steering
+from dsrl_offpolicy.train.interruption import Interrupted, Interruption
+from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
+from dsrl_offpolicy.train.stage2_parts import build_agent, training_env_spec
+from dsrl_offpolicy.train.steering_files import fingerprint, save_steering, steering_content
 from dsrl_offpolicy.train.wiring import (
     base_env_spec,
-    build_layout,
     check_fit,
     command,
+    config_of_run,
     load_base,
     note_other_task,
     note_unknown_rewards,
     start_torch,
-    task_env_spec,
 )
 
 COMPILE_FROM = 10_000
@@ -72,15 +71,21 @@ class Counters:
 
 
 class Stage2:
-    """One Stage 2 run: what it is made of, and its loop."""
+    """One Stage 2 run: what it is made of, and its loop.
 
-    def __init__(self, config: Stage2Config) -> None:
+    Args:
+        config: its settings.
+        resume: a run folder that an interrupted run of these settings left; it goes on there.
+    """
+
+    def __init__(self, config: Stage2Config, resume: Path | None = None) -> None:
         self.config = config
+        self.resume = resume
         self.device = device = start_torch(config)
         self.base = load_base(config, device)
-        self.env_spec = _training_env_spec(config, self.base)
+        self.env_spec = training_env_spec(config, self.base)
         check_fit(self.base.spec, self.env_spec)
-        self.agent = _build_agent(config, self.base, device)
+        self.agent = build_agent(config, self.base, device)
         self.buffer = MacroReplayBuffer(
             config.replay_buffer_size,
             self.base.feature_dim,
@@ -92,6 +97,7 @@ class Stage2:
         self.counters = Counters()
         self.recent: deque[bool] = deque(maxlen=50)
         self.best = -1.0
+        self.next_evaluation = 0
         self.evaluations: list[dict[str, float]] = []
         self.last_evaluation: EvaluationSummary | None = None
         self._actor_metrics: dict[str, torch.Tensor] = {}
@@ -100,22 +106,29 @@ class Stage2:
     def run(self) -> Path:
         """Train to ``total_timesteps``. Returns the run folder."""
         config = self.config
-        folder = create_run_folder(config.out, f"dsrl_offpolicy_stage2-{config.env_id}-seed{config.seed}")
+        default = f"dsrl_offpolicy_stage2-{config.env_id}-seed{config.seed}"
+        folder = self.resume or create_run_folder(config.out, default)
+        self.checkpoints = RunCheckpoints(folder / "checkpoints", "stage2")
+        self.replay_files = ReplayFiles(folder / "replay")
+        state = self._load_state() if self.resume else None
         note_other_task(self.base.spec, config.env_id)
         if config.init_critic:
             note_unknown_rewards(self.base.spec)
-        with Run(folder, config, track=config.track, wandb_project=config.wandb_project) as tracker:
+        log_state = state["log"] if state else None
+        with Run(
+            folder, config, track=config.track, wandb_project=config.wandb_project, resume=log_state
+        ) as tracker:
             self._compile()
             env = make_vector_env(self.env_spec, config.num_envs)
             evaluation_spec = base_env_spec(self.base.spec, config, end_on_success=config.eval_end_on_success)
             eval_env = make_vector_env(evaluation_spec, config.num_envs) if config.eval_freq else None
             try:
-                self._loop(tracker, env, eval_env)
+                self._loop(tracker, env, eval_env, state)
             finally:
                 env.close()
                 if eval_env is not None:
                     eval_env.close()
-            self._save(tracker.checkpoints / "last.pt", whole=True)
+            self._save_run(tracker, None)
             tracker.write_summary(self._summary(tracker))
         plot_stage2_run(folder, {}, f"{config.env_id}, seed {config.seed}")
         return folder
@@ -136,7 +149,13 @@ class Stage2:
             took = time.monotonic() - start
             print(f"stage2: learner compiled in {took:.1f} s (torch keeps it for the next run)", file=sys.stderr)
 
-    def _loop(self, tracker: Run, env: gym.vector.VectorEnv, eval_env: gym.vector.VectorEnv | None) -> None:
+    def _loop(
+        self,
+        tracker: Run,
+        env: gym.vector.VectorEnv,
+        eval_env: gym.vector.VectorEnv | None,
+        state: dict[str, Any] | None,
+    ) -> None:
         config, counters = self.config, self.counters
         collector = Collector(
             env,
@@ -150,23 +169,19 @@ class Stage2:
         )
         warmup_source = self._warmup_source()
         policy = policy_source(self.agent.actor, deterministic=False)
-        next_evaluation = 0
-        with ProgressReport("stage2", config.total_timesteps, "env steps") as progress:
-            self._rate_mark = (time.monotonic(), 0, 0)
-            collector.launch(warmup_source)
+        with ProgressReport("stage2", config.total_timesteps, "env steps") as progress, Interruption() as stop:
+            self._rate_mark = (time.monotonic(), counters.env_steps, counters.gradient_steps)
+            if state is None:
+                collector.launch(warmup_source)
+            else:
+                self._restore(state, collector)
+            next_save = counters.env_steps + config.save_freq
             while True:
-                collected = collector.collect()
-                warm = counters.env_steps >= config.warmup_steps
-                counters.env_steps += collected.env_steps
-                counters.macro_steps += collected.transitions
-                counters.episodes += len(collected.finished)
-                self.recent.extend(success for success, _, _ in collected.finished)
-                if warm:
-                    counters.earning_transitions += collected.transitions
+                self._count(collector.collect())
                 finished = counters.env_steps >= config.total_timesteps
-                if eval_env is not None and counters.env_steps >= next_evaluation and not finished:
+                if eval_env is not None and counters.env_steps >= self.next_evaluation and not finished:
                     self._evaluate(tracker, eval_env)
-                    next_evaluation += config.eval_freq
+                    self.next_evaluation += config.eval_freq
                 warm = counters.env_steps >= config.warmup_steps
                 if not finished:  # the environments work while the learner does
                     collector.launch(policy if warm else warmup_source)
@@ -176,8 +191,22 @@ class Stage2:
                 self._update(counters.owed(config.utd_ratio), tracker, progress)
                 if finished:
                     break
+                if stop.requested or (config.save_freq and counters.env_steps >= next_save):
+                    self._save_run(tracker, collector)
+                    next_save += config.save_freq
+                if stop.requested:
+                    raise Interrupted(stop.requested, f"to go on: dsrl stage2 --resume {tracker.path}")
             if eval_env is not None:
                 self._evaluate(tracker, eval_env)
+
+    def _count(self, collected: Collected) -> None:
+        counters = self.counters
+        if counters.env_steps >= self.config.warmup_steps:
+            counters.earning_transitions += collected.transitions
+        counters.env_steps += collected.env_steps
+        counters.macro_steps += collected.transitions
+        counters.episodes += len(collected.finished)
+        self.recent.extend(success for success, _, _ in collected.finished)
 
     def _warmup_source(self) -> LatentSource:
         if self.config.warmup_policy == "stage1":
@@ -242,7 +271,7 @@ class Stage2:
         self.evaluations.append({**self._axes(), **row})
         if row["success_once"] >= self.best:
             self.best = row["success_once"]
-            self._save(tracker.checkpoints / "best_eval_success_once.pt", whole=False)
+            self._save_policy(tracker.checkpoints / "best_eval_success_once.pt")
 
     def _axes(self) -> dict[str, int]:
         counters = self.counters
@@ -252,14 +281,56 @@ class Stage2:
             "gradient_steps": counters.gradient_steps,
         }
 
-    def _save(self, path: Path, *, whole: bool) -> None:
-        """The latent policy; ``whole`` adds learner, buffer, counters and random state."""
-        extra: dict[str, Any] = {"env_id": self.config.env_id, "counters": asdict(self.counters)}
-        if whole:
-            extra["training"] = self.agent.training_state()
-            extra["buffer"] = self.buffer.state_dict()
-            extra["torch_rng"] = torch.get_rng_state()
+    def _save_policy(self, path: Path) -> None:
+        """The latent policy alone."""
+        extra = {"env_id": self.config.env_id, "counters": asdict(self.counters)}
         save_steering(path, "stage2", self.agent.actor, self.base, self.config.actor_hidden_dims, extra)
+
+    def _save_run(self, tracker: Run, collector: Collector | None) -> None:
+        """Everything that the rest of the run depends on; without a collector, of a run that is at its end."""
+        state: dict[str, Any] = {
+            "env_id": self.config.env_id,
+            "counters": asdict(self.counters),
+            "training": self.agent.training_state(),
+            "replay": self.replay_files.save(self.buffer),
+            "collector": collector.state_dict() if collector is not None else None,
+            "recent": list(self.recent),
+            "best": self.best,
+            "next_evaluation": self.next_evaluation,
+            "evaluations": self.evaluations,
+            "actor_metrics": self._actor_metrics,
+            "log": tracker.state_dict(),
+            "random": random_states(),
+        }
+        content = steering_content(self.agent.actor, self.base, self.config.actor_hidden_dims, state)
+        self.checkpoints.save(content)
+        self.replay_files.discard_older()
+
+    def _load_state(self) -> dict[str, Any]:
+        state = self.checkpoints.load(self.device)
+        if state["collector"] is None:
+            raise InputError(f"resume: expected a run that was interrupted, {self.resume} is at its end")
+        if state["base_fingerprint"] != fingerprint(self.base):
+            raise InputError("resume: expected the base policy that the run began with, got another")
+        return state
+
+    def _restore(self, state: dict[str, Any], collector: Collector) -> None:
+        """Bring everything to where :meth:`_save_run` was called."""
+        self.agent.load_training_state(state["training"])
+        self.replay_files.load(self.buffer, state["replay"])
+        for name, value in state["counters"].items():
+            setattr(self.counters, name, value)
+        self.recent.extend(state["recent"])
+        self.best, self.next_evaluation = state["best"], state["next_evaluation"]
+        self.evaluations = state["evaluations"]
+        self._actor_metrics = state["actor_metrics"]
+        self._rate_mark = (time.monotonic(), self.counters.env_steps, self.counters.gradient_steps)
+        if not collector.load_state_dict(state["collector"]):
+            print(
+                "note: the simulator did not repeat the episodes in flight exactly; they go on where it came to",
+                file=sys.stderr,
+            )
+        restore_random_states(state["random"])
 
     def _summary(self, tracker: Run) -> dict[str, Any]:
         last = self.last_evaluation
@@ -272,75 +343,11 @@ class Stage2:
         }
 
 
-def _training_env_spec(config: Stage2Config, base: ShortcutFlowPolicy) -> EnvSpec:
-    return task_env_spec(
-        base.spec,
-        config,
-        reward_mode=config.reward_mode,
-        reward_scale=config.reward_scale,
-        end_on_success=config.end_on_success,
-        max_episode_steps=config.train_episode_steps or config.max_episode_steps,
-        gamma=config.gamma,
-    )
-
-
-def _build_agent(config: Stage2Config, base: ShortcutFlowPolicy, device: torch.device) -> DSRLSACAgent:
-    if config.stage1_checkpoint is None and (config.init_critic or config.warmup_policy == "stage1"):
-        flag = "init_critic" if config.init_critic else "warmup_policy stage1"
-        raise InputError(f"--stage1_checkpoint: expected the checkpoint that --{flag} needs, got nothing")
-    agent = DSRLSACAgent(
-        base.feature_dim,
-        build_layout(base, config),
-        actor_hidden_dims=config.actor_hidden_dims,
-        critic_hidden_dims=config.critic_hidden_dims,
-        num_critics=config.num_critics,
-        critic_layer_norm=config.critic_layer_norm,
-        actor_lr=config.actor_lr,
-        critic_lr=config.critic_lr,
-        temp_lr=config.temp_lr,
-        polyak_tau=config.tau,
-        regularizer=config.regularizer,
-        init_temperature=config.init_temperature,
-        learn_temperature=config.learn_temperature,
-        target_entropy=None if config.target_entropy == "auto" else config.target_entropy,
-        target_kl=config.target_kl,
-        backup_entropy=config.backup_entropy,
-        generator=torch_generator(config.seed, "stage2", device),
-        device=device,
-    )
-    if config.stage1_checkpoint is not None:
-        _start_from_stage1(agent, config, config.stage1_checkpoint, base, device)
-    return agent
-
-
-def _start_from_stage1(
-    agent: DSRLSACAgent, config: Stage2Config, path: Path, base: ShortcutFlowPolicy, device: torch.device
-) -> None:
-    policy, content = load_steering(path, "stage1", "stage1_checkpoint", base, device)
-    if policy.layout != agent.layout:
-        raise InputError(
-            f"stage1_checkpoint: expected steer_mode {agent.layout.mode} and action_magnitude "
-            f"{agent.layout.magnitude}, got {policy.layout.mode} and {policy.layout.magnitude}"
-        )
-    load_weights(agent.actor, policy.state_dict(), "stage1_checkpoint: policy (actor_hidden_dims)")
-    if not config.init_critic:
-        return
-    if "critic" not in content:
-        raise InputError("stage1_checkpoint: expected a distilled Q^W (stage1 --distill_q), got none")
-    trained = base.spec
-    for name, expected, found in (
-        ("gamma", trained.gamma, config.gamma),
-        ("reward_mode", trained.reward_mode, config.reward_mode),
-        ("reward_scale", trained.reward_scale, config.reward_scale),
-        ("end_on_success", trained.end_on_success, config.end_on_success),
-    ):
-        if expected is not None and expected != found:
-            raise InputError(f"{name}: expected {expected} as in Q^A, from which Q^W was distilled, got {found}")
-    load_weights(agent.critic, content["critic"], "stage1_checkpoint: critic")
-
-
 def run(config: Stage2Config) -> Path:
-    """Train. Returns the run folder."""
+    """Train, or go on with an interrupted run. Returns the run folder."""
+    if config.resume is not None:
+        settings = config_of_run(config, "stage2_online.yaml")
+        return Stage2(settings, resume=config.resume).run()
     if config.warmup_steps >= config.total_timesteps:
         raise InputError(
             f"warmup_steps: expected below total_timesteps {config.total_timesteps}, got {config.warmup_steps}"

@@ -6,15 +6,17 @@ import functools
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import yaml
 
 from dsrl_offpolicy.base_policies.loading import load_base_policy
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, ShortcutFlowSpec
 from dsrl_offpolicy.configs.jobs import BasePolicyConfig, JobConfig, SimulatorConfig, SteeringConfig
-from dsrl_offpolicy.configs.loading import check_ranges, parse_job
+from dsrl_offpolicy.configs.loading import check_ranges, override, parse_job
 from dsrl_offpolicy.envs.maniskill import DEFAULT_CONTROL_MODE
 from dsrl_offpolicy.envs.simulators import simulator_of
 from dsrl_offpolicy.envs.spec import EnvSpec
@@ -22,6 +24,7 @@ from dsrl_offpolicy.envs.vector import EnvFacts, inspect_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.seeding import seed_everything
+from dsrl_offpolicy.train.interruption import Interrupted
 
 Config = TypeVar("Config")
 
@@ -41,6 +44,9 @@ def command(job: type[Config], shipped_yaml: str, name: str) -> Callable[[Callab
             except InputError as error:
                 print(f"{name}: error: {error}", file=sys.stderr)
                 return 2
+            except Interrupted as stop:
+                print(f"{name}: {stop}", file=sys.stderr)
+                return stop.exit_status
             except KeyboardInterrupt:
                 print(f"{name}: interrupted", file=sys.stderr)
                 return 130
@@ -49,6 +55,30 @@ def command(job: type[Config], shipped_yaml: str, name: str) -> Callable[[Callab
         return main
 
     return decorate
+
+
+def config_of_run(config: Config, shipped_yaml: str) -> Config:
+    """The settings of the run folder that ``config.resume`` names.
+
+    Raises:
+        InputError: no such run, or other settings given beside ``resume``.
+    """
+    folder: Path = config.resume.expanduser()  # type: ignore[attr-defined]
+    for field in fields(config):  # type: ignore[arg-type]
+        if field.name != "resume" and getattr(config, field.name) != field.default:
+            raise InputError(
+                f"--{field.name}: expected nothing beside --resume, which takes the run's own settings"
+            )
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"resume: expected a run folder, {path} does not exist")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected YAML, got: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a mapping of settings, got {type(content).__name__}")
+    return override(type(config), shipped_yaml, content, str(path))
 
 
 def start_torch(config: JobConfig) -> torch.device:

@@ -199,7 +199,7 @@ def test_every_setting_is_read_by_its_own_job(command):
     """A setting that no code reads is a flag that does nothing: each must be read as ``config.<name>`` in the
     job's own module or in those that jobs share."""
     read: set[str] = set()
-    shared = ("dsrl_offpolicy.train.wiring", "dsrl_offpolicy.train.demo_files")
+    shared = tuple(f"dsrl_offpolicy.train.{name}" for name in ("wiring", "demo_files", "stage2_parts"))
     for module in (COMMANDS[command][0], *shared):
         tree = ast.parse(Path(import_module(module).__file__).read_text())
         for node in ast.walk(tree):

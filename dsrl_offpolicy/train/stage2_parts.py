@@ -1,0 +1,90 @@
+"""What Stage 2 begins with: its environment's description and its learner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent
+from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
+from dsrl_offpolicy.checkpoint import load_weights
+from dsrl_offpolicy.configs.jobs import Stage2Config
+from dsrl_offpolicy.envs.spec import EnvSpec
+from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.seeding import torch_generator
+from dsrl_offpolicy.train.steering_files import load_steering
+from dsrl_offpolicy.train.wiring import build_layout, task_env_spec
+
+
+def training_env_spec(config: Stage2Config, base: ShortcutFlowPolicy) -> EnvSpec:
+    """The environment that Stage 2 learns in."""
+    return task_env_spec(
+        base.spec,
+        config,
+        reward_mode=config.reward_mode,
+        reward_scale=config.reward_scale,
+        end_on_success=config.end_on_success,
+        max_episode_steps=config.train_episode_steps or config.max_episode_steps,
+        gamma=config.gamma,
+    )
+
+
+def build_agent(config: Stage2Config, base: ShortcutFlowPolicy, device: torch.device) -> DSRLSACAgent:
+    """The learner, from the prior or from Stage 1.
+
+    Raises:
+        InputError: settings that do not fit the checkpoint of Stage 1, or need one that is not given.
+    """
+    if config.stage1_checkpoint is None and (config.init_critic or config.warmup_policy == "stage1"):
+        flag = "init_critic" if config.init_critic else "warmup_policy stage1"
+        raise InputError(f"--stage1_checkpoint: expected the checkpoint that --{flag} needs, got nothing")
+    agent = DSRLSACAgent(
+        base.feature_dim,
+        build_layout(base, config),
+        actor_hidden_dims=config.actor_hidden_dims,
+        critic_hidden_dims=config.critic_hidden_dims,
+        num_critics=config.num_critics,
+        critic_layer_norm=config.critic_layer_norm,
+        actor_lr=config.actor_lr,
+        critic_lr=config.critic_lr,
+        temp_lr=config.temp_lr,
+        polyak_tau=config.tau,
+        regularizer=config.regularizer,
+        init_temperature=config.init_temperature,
+        learn_temperature=config.learn_temperature,
+        target_entropy=None if config.target_entropy == "auto" else config.target_entropy,
+        target_kl=config.target_kl,
+        backup_entropy=config.backup_entropy,
+        generator=torch_generator(config.seed, "stage2", device),
+        device=device,
+    )
+    if config.stage1_checkpoint is not None:
+        _start_from_stage1(agent, config, config.stage1_checkpoint, base, device)
+    return agent
+
+
+def _start_from_stage1(
+    agent: DSRLSACAgent, config: Stage2Config, path: Path, base: ShortcutFlowPolicy, device: torch.device
+) -> None:
+    policy, content = load_steering(path, "stage1", "stage1_checkpoint", base, device)
+    if policy.layout != agent.layout:
+        raise InputError(
+            f"stage1_checkpoint: expected steer_mode {agent.layout.mode} and action_magnitude "
+            f"{agent.layout.magnitude}, got {policy.layout.mode} and {policy.layout.magnitude}"
+        )
+    load_weights(agent.actor, policy.state_dict(), "stage1_checkpoint: policy (actor_hidden_dims)")
+    if not config.init_critic:
+        return
+    if "critic" not in content:
+        raise InputError("stage1_checkpoint: expected a distilled Q^W (stage1 --distill_q), got none")
+    trained = base.spec
+    for name, expected, found in (
+        ("gamma", trained.gamma, config.gamma),
+        ("reward_mode", trained.reward_mode, config.reward_mode),
+        ("reward_scale", trained.reward_scale, config.reward_scale),
+        ("end_on_success", trained.end_on_success, config.end_on_success),
+    ):
+        if expected is not None and expected != found:
+            raise InputError(f"{name}: expected {expected} as in Q^A, from which Q^W was distilled, got {found}")
+    load_weights(agent.critic, content["critic"], "stage1_checkpoint: critic")

@@ -1,0 +1,161 @@
+"""Interrupted runs of Stage 2 go on as if nothing had happened: real processes, real signals, real MetaWorld."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dsrl_offpolicy.checkpoint import load_checkpoint
+from dsrl_offpolicy.configs.jobs import DemosConfig, Stage0Config
+from dsrl_offpolicy.train import generate_demos, pretrain_stage0
+
+TASK = "reach-v3"
+# 24 warm-up transitions, then 176 that earn 2 gradient steps each. Episodes have 5 macro-steps.
+FLAGS = (
+    f"--env_id {TASK} --total_timesteps 1600 --warmup_steps 192 --utd_ratio 2 --batch_size 8 --log_freq 10 "
+    "--eval_freq 800 --eval_episodes 2 --num_envs 2 --train_episode_steps 36 --max_episode_steps 36 "
+    "--actor_hidden_dims 16 --critic_hidden_dims 16 --save_freq 100 --anneal_from 0.5 --actor_update_every 2"
+)
+WALL_CLOCK = ("minutes", "env_steps_per_s", "gradient_steps_per_s")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resume")
+    demos = generate_demos.run(DemosConfig(env_id=TASK, out=folder / "demos.h5", episodes=3, demo_steps=40))
+    stage0 = pretrain_stage0.run(
+        Stage0Config(
+            env_id=TASK, demo_path=demos, out=folder / "stage0", total_iters=10, batch_size=16,
+            denoising_steps=2, velocity_widths=(16,), critic_hidden_dims=(16,), embed_dim=8,
+        )
+    )  # fmt: skip
+    return stage0 / "checkpoints" / "last.pt"
+
+
+def start(arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "dsrl_offpolicy.cli", "stage2", *arguments.split()],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, said = process.communicate(timeout=240)
+    return process.returncode, said
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in WALL_CLOCK} for line in lines]
+
+
+def wait_for_rows(process: subprocess.Popen[str], folder: Path, count: int) -> None:
+    deadline = time.monotonic() + 200
+    file = folder / "metrics.jsonl"
+    while not file.exists() or file.read_text().count("\n") < count:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def content(folder: Path) -> dict[str, Any]:
+    return load_checkpoint(folder / "checkpoints" / "last.pt", "stage2", "test")
+
+
+def assert_same(one: Any, other: Any, where: str = "") -> None:
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_same(a, b, f"{where}/{i}")
+    else:
+        assert one == other, where
+
+
+@pytest.fixture(scope="module")
+def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    status, said = finish(start(f"{FLAGS} --awsc_checkpoint {base} --out {folder}"))
+    assert status == 0, said
+    return folder
+
+
+def assert_went_on_as_the_whole_run(folder: Path, whole: Path) -> None:
+    assert rows(folder) == rows(whole)
+    one, other = content(folder), content(whole)
+    for name in ("policy", "training", "counters", "recent", "evaluations", "random"):
+        assert_same(one[name], other[name], name)
+    assert json.loads((folder / "summary.json").read_text())["env_steps"] >= 1600
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_is_saved_and_goes_on_to_the_bit(base, whole, tmp_path, number, status) -> None:
+    folder = tmp_path / "run"
+    process = start(f"{FLAGS} --awsc_checkpoint {base} --out {folder}")
+    wait_for_rows(process, folder, 12)
+    os.killpg(process.pid, number)  # as a terminal or a batch system does: every process of the group
+    found, said = finish(process)
+    assert found == status and f"dsrl stage2 --resume {folder}" in said and "Traceback" not in said
+    before = content(folder)["counters"]
+    assert before["env_steps"] < 1100
+    found, said = finish(start(f"--resume {folder}"))
+    assert found == 0, said
+    assert "note" not in said
+    assert_went_on_as_the_whole_run(folder, whole)
+    # 200 gradient steps and more were taken after the resume
+    assert content(folder)["counters"]["gradient_steps"] - before["gradient_steps"] >= 200
+    status, said = finish(start(f"--resume {folder}"))
+    assert status == 2 and "at its end" in said and "Traceback" not in said
+
+
+def test_a_killed_run_loses_what_came_after_its_last_save_and_nothing_else(base, whole, tmp_path) -> None:
+    folder = tmp_path / "run"
+    process = start(f"{FLAGS} --awsc_checkpoint {base} --out {folder}")
+    wait_for_rows(process, folder, 9)
+    os.killpg(process.pid, signal.SIGKILL)
+    finish(process)
+    env_steps = rows(folder)[-1]["env_steps"]
+    assert env_steps - content(folder)["counters"]["env_steps"] <= 100 + 2 * 8
+    # The last file is torn besides: the one before is whole, and the user is told.
+    last = folder / "checkpoints" / "last.pt"
+    last.write_bytes(last.read_bytes()[:-100])
+    status, said = finish(start(f"--resume {folder}"))
+    assert status == 0, said
+    assert "altered or cut" in said and "going on from previous.pt" in said
+    assert_went_on_as_the_whole_run(folder, whole)
+
+
+def test_a_second_process_in_the_same_folder_is_refused(base, tmp_path) -> None:
+    folder = tmp_path / "run"
+    process = start(f"{FLAGS} --total_timesteps 60000 --awsc_checkpoint {base} --out {folder}")
+    wait_for_rows(process, folder, 8)
+    status, said = finish(start(f"--resume {folder}"))
+    assert status == 2 and "another process" in said and "Traceback" not in said
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    finish(process)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--resume {here}/none", "does not exist"),
+        ("--resume {here} --utd_ratio 3", "--utd_ratio: expected nothing beside --resume"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, flags, says) -> None:
+    status, said = finish(start(flags.format(here=tmp_path)))
+    assert status == 2 and says in said and len(said.strip().splitlines()) == 1
