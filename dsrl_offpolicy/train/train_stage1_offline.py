@@ -43,8 +43,8 @@ def run(config: Stage1Config) -> Path:
     """Train, verify on held-out states, evaluate in the environment. Returns the run folder."""
     device = start_torch(config)
     base = load_base(config, device)
-    train_states, held_out_states = _load_states(config, base, device)
-    agent = _build_agent(config, base, device)
+    train_states, held_out_states = load_states(config, base, device)
+    agent = build_agent(config, base, device)
     env_spec = base_env_spec(base.spec, config, end_on_success=config.eval_end_on_success)
     if config.eval_freq:
         check_fit(base.spec, env_spec)
@@ -67,7 +67,8 @@ def run(config: Stage1Config) -> Path:
     return folder
 
 
-def _load_states(config: Stage1Config, base: ShortcutFlowPolicy, device: torch.device) -> tuple[Tensor, Tensor]:
+def load_states(config: Stage1Config, base: ShortcutFlowPolicy, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Features of the demonstrations' frame stacks, ``[N, D]``: to train on, and held out."""
     path = require_file(config.demo_path, "demo_path", "an HDF5 file of demonstrations (dsrl demos writes one)")
     demos = load_demonstrations(
         config, path, obs_mode=base.spec.obs_mode, control_mode=control_mode_of(base.spec, config)
@@ -94,7 +95,12 @@ def _load_states(config: Stage1Config, base: ShortcutFlowPolicy, device: torch.d
     return train, held_out
 
 
-def _build_agent(config: Stage1Config, base: ShortcutFlowPolicy, device: torch.device) -> AWMLEAgent:
+def build_agent(config: Stage1Config, base: ShortcutFlowPolicy, device: torch.device) -> AWMLEAgent:
+    """The learner of Stage 1.
+
+    Raises:
+        InputError: settings that do not fit the base policy or each other.
+    """
     layout = build_layout(base, config)
     if 0 < config.candidate_pool < config.num_candidates:
         raise InputError(
