@@ -35,7 +35,7 @@ ERRORS = {
 STAGE0 = f"{EPISODE} --total_iters 5000 --advantage_temperature 5 --critic_hidden_dims 128 128"
 ENCODER = {"state": "", "rgb": "--encoder_iters 2000"}
 STAGE1 = (
-    f"{EPISODE} {WIDTHS} --total_iters 400 --batch_size 64 --lr 1e-3 --distill_q --critic_lr 1e-3 --log_freq 200 "
+    f"{EPISODE} {WIDTHS} --total_iters 400 --candidate_pool 0 --batch_size 64 --lr 1e-3 --distill_q --critic_lr 1e-3 --log_freq 200 "
     "--eval_freq 0"
 )
 STAGE2 = (

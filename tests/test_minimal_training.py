@@ -254,6 +254,34 @@ def second(chain, tmp_path_factory) -> Stage2:
     return job
 
 
+@pytest.mark.parametrize(
+    ("settings", "states", "size"),
+    [
+        # 100 steps of 8 states decode 3200 candidates; half of that among 50 states is 32 each, 4 M is 16
+        ({}, 50, 16),
+        ({}, 150, 10),  # 1600 / 150
+        ({}, 201, 0),  # 7 each, below 2 M
+        ({}, 10**9, 0),
+        ({"total_iters": 10**9}, 10**7, 0),  # 2^30 bytes / (10^7 states * 10 floats * 4 bytes) = 2, below 2 M
+        ({"candidate_pool": 0}, 50, 0),
+        ({"candidate_pool": 5}, 201, 5),
+    ],
+)
+def test_a_pool_is_taken_where_it_saves_half_of_the_decoding_and_fits(settings, states, size):
+    config = Stage1Config(**{"total_iters": 100, "batch_size": 8, "num_candidates": 4, **settings})
+    assert train_stage1_offline.pool_size(config, states, 10) == size
+
+
+def test_stage1_learns_from_a_pool(chain, tmp_path):
+    config = replace(chain.stage1_config, out=tmp_path / "run", candidate_pool=9, eval_freq=0)
+    rows = _metrics(train_stage1_offline.run(config))
+    fresh = _metrics(chain.stage1)
+    assert {"nll_loss", "eff_num", "distill_loss"} <= set(rows[0])
+    assert rows[0]["nll_loss"] != fresh[0]["nll_loss"]
+    with pytest.raises(InputError, match="candidate_pool: expected 0 or at least num_candidates 4, got 3"):
+        train_stage1_offline.run(replace(config, out=tmp_path / "other", candidate_pool=3))
+
+
 def test_same_seed_same_stage2(chain, second):
     folder = second.config.out
     assert _without_time(_metrics(folder)) == _without_time(_metrics(chain.stage2))

@@ -230,9 +230,9 @@ class Stage1Config(TrackedConfig, EvaluationConfig, SteeringConfig, BasePolicyCo
     """Learning rate of the latent policy."""
     num_candidates: int = 32
     """M, latents per state."""
-    candidate_pool: int = 0
-    """Candidates per state that are decoded once, before training, and drawn from; 0 decodes fresh ones at every
-    gradient step."""
+    candidate_pool: int | Literal["auto"] = "auto"
+    """Candidates per state that are decoded once and drawn from; 0 decodes fresh ones at every gradient step. auto
+    is up to 4 M, where that saves half of the decoding or more and fits into 1 GiB, else 0."""
     kappa: float = 1.0
     """Pessimism: mean - kappa * std over Q^A's heads."""
     tau: float = 5.0

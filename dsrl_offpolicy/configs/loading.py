@@ -43,7 +43,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     **dict.fromkeys(
         ("warmup_steps", "critic_burnin_steps", "eval_freq", "eval_episodes", "constants", "kappa", "kl_coef",
-         "target_kl", "init_temperature", "action_noise", "image_shift", "candidate_pool",
+         "target_kl", "init_temperature", "action_noise", "image_shift",
          "save_freq", "seed"),
         _NOT_NEGATIVE,
     ),
@@ -55,6 +55,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "budget": _RATE,
     "gamma": _RATE,
     **dict.fromkeys(("wrong_goal_prob", "anneal_from"), (lambda x: 0 <= x <= 1, "a number in [0, 1]")),
+    "candidate_pool": (lambda x: x == "auto" or x >= 0, "auto or a number >= 0"),
     "denoising_steps": _POWER_OF_TWO,
     "embed_dim": (lambda x: x >= 4 and x % 2 == 0, "an even number >= 4"),
 }  # fmt: skip

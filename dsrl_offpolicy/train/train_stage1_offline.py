@@ -38,6 +38,9 @@ from dsrl_offpolicy.train.wiring import (
     start_torch,
 )
 
+POOL_BYTES = 2**30
+"""Memory that ``candidate_pool=auto`` takes at most."""
+
 
 def run(config: Stage1Config) -> Path:
     """Train, verify on held-out states, evaluate in the environment. Returns the run folder."""
@@ -102,7 +105,7 @@ def build_agent(config: Stage1Config, base: ShortcutFlowPolicy, device: torch.de
         InputError: settings that do not fit the base policy or each other.
     """
     layout = build_layout(base, config)
-    if 0 < config.candidate_pool < config.num_candidates:
+    if config.candidate_pool != "auto" and 0 < config.candidate_pool < config.num_candidates:
         raise InputError(
             f"candidate_pool: expected 0 or at least num_candidates {config.num_candidates}, "
             f"got {config.candidate_pool}"
@@ -143,6 +146,23 @@ def build_agent(config: Stage1Config, base: ShortcutFlowPolicy, device: torch.de
     )
 
 
+def pool_size(config: Stage1Config, states: int, floats: int) -> int:
+    """Candidates per state to decode once; 0 for fresh ones at every gradient step.
+
+    Args:
+        config: its ``candidate_pool``, and what training would decode without a pool.
+        states: N.
+        floats: kept of one candidate, L + K.
+    """
+    if config.candidate_pool != "auto":
+        return config.candidate_pool
+    most = 4 * config.num_candidates
+    fits = POOL_BYTES // (4 * floats * states)
+    pays = config.total_iters * config.batch_size * config.num_candidates // (2 * states)
+    size = min(most, fits, pays)
+    return size if size >= 2 * config.num_candidates else 0
+
+
 def _train(
     config: Stage1Config,
     tracker: Run,
@@ -156,7 +176,8 @@ def _train(
     best = -1.0
     evaluation: EvaluationSummary | None = None
     sampler = torch_generator(config.seed, "stage1_batches", device)
-    pool = CandidatePool(agent, states, config.candidate_pool) if config.candidate_pool else None
+    size = pool_size(config, len(states), agent.layout.dim + base.spec.critic_heads)
+    pool = CandidatePool(agent, states, size) if size else None
     with ProgressReport("stage1", config.total_iters, "gradient steps") as progress:
         for step in range(1, config.total_iters + 1):
             index = torch.randint(len(states), (config.batch_size,), generator=sampler, device=device)
