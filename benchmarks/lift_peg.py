@@ -35,8 +35,8 @@ ERRORS = {
 STAGE0 = f"{EPISODE} --total_iters 5000 --advantage_temperature 5 --critic_hidden_dims 128 128"
 ENCODER = {"state": "", "rgb": "--encoder_iters 2000"}
 STAGE1 = (
-    f"{EPISODE} {WIDTHS} --total_iters 400 --candidate_pool 0 --batch_size 64 --lr 1e-3 --distill_q --critic_lr 1e-3 --log_freq 200 "
-    "--eval_freq 0"
+    f"{EPISODE} {WIDTHS} --total_iters 400 --candidate_pool 0 --batch_size 64 --lr 1e-3 --distill_q "
+    "--critic_lr 1e-3 --log_freq 200 --eval_freq 0"
 )
 STAGE2 = (
     f"{EPISODE} {WIDTHS} --warmup_steps 3000 --utd_ratio 10 --batch_size 128 "
