@@ -811,16 +811,21 @@ def test_saved_files_restore_the_buffer_however_often_it_was_saved(tmp_path: Pat
     assert len(list(tmp_path.glob("*.pt"))) <= len(saves) + 1
 
 
-def test_files_that_a_checkpoint_does_not_list_are_dropped_when_it_is_loaded(tmp_path: Path) -> None:
+def test_files_that_no_checkpoint_lists_are_dropped_after_the_next_save(tmp_path: Path) -> None:
     buffer, files = replay(capacity=8), ReplayFiles(tmp_path)
     store(buffer, [1.0, 2.0])
     state = files.save(buffer)
     store(buffer, [3.0])
     files.save(buffer)  # and then the process was killed before its checkpoint was written
     restored = replay(capacity=8)
-    ReplayFiles(tmp_path).load(restored, state)
+    again = ReplayFiles(tmp_path)
+    again.load(restored, state)
     assert len(restored) == 2
-    assert [path.name for path in tmp_path.glob("*.pt")] == [state["files"][0]["name"]]
+    store(restored, [4.0, 5.0])
+    state = again.save(restored)
+    again.discard_older()
+    names = [entry["name"] for entry in state["files"]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names and len(names) == 2
 
 
 def test_replay_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:

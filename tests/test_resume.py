@@ -149,11 +149,27 @@ def test_a_second_process_in_the_same_folder_is_refused(base, tmp_path) -> None:
     finish(process)
 
 
+def test_a_stop_during_an_evaluation_is_heard_and_the_evaluation_made_up_for(base, whole, tmp_path) -> None:
+    folder = tmp_path / "run"
+    # 30 episodes take a while, and are the first thing of the run: no row of metrics is there before they end.
+    process = start(f"{FLAGS} --eval_episodes 30 --awsc_checkpoint {base} --out {folder}")
+    deadline = time.monotonic() + 200
+    while not list(folder.glob("tensorboard/*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(8)
+    os.killpg(process.pid, signal.SIGTERM)
+    status, said = finish(process)
+    assert status == 143 and "--resume" in said and "Traceback" not in said
+    assert content(folder)["counters"]["env_steps"] < 1600
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
         ("--resume {here}/none", "does not exist"),
         ("--resume {here} --utd_ratio 3", "--utd_ratio: expected nothing beside --resume"),
+        ("--resume {here} --total_timesteps 500000", "--total_timesteps: expected nothing beside"),  # the default
     ],
 )
 def test_bad_input_is_one_line(tmp_path, flags, says) -> None:

@@ -18,8 +18,8 @@ FOLDER = "replay"
 class ReplayFiles:
     """Files of consecutive transitions in ``folder``, each written once and whole.
 
-    A checkpoint holds the list that :meth:`save` returns, so files and checkpoint agree whatever is killed when:
-    files that the checkpoint does not list are removed when it is loaded.
+    A checkpoint holds the list that :meth:`save` returns, so files and checkpoint agree whatever is killed when.
+    Files that no checkpoint lists are removed after the next save.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,14 +48,23 @@ class ReplayFiles:
         }
 
     def discard_older(self) -> None:
-        """Remove files that neither the last save nor the one before lists: the ring has overwritten them."""
-        self._remove_others([*self._previous, *self._files])
-
-    def _remove_others(self, entries: list[dict[str, Any]]) -> None:
-        kept = {entry["name"] for entry in entries}
-        for path in self.folder.glob("*.pt"):
+        """Remove files that neither the last save nor the one before lists."""
+        kept = {entry["name"] for entry in (*self._previous, *self._files)}
+        for path in (*self.folder.glob("*.pt"), *self.folder.glob("*.tmp")):
             if path.name not in kept:
                 path.unlink()
+
+    def check(self, state: dict[str, Any]) -> None:
+        """Hold the files that ``state`` lists against their digests.
+
+        Raises:
+            InputError: a file that is missing or altered.
+        """
+        for entry in state["files"]:
+            path = self.folder / entry["name"]
+            if not path.is_file() or file_digest(path) != entry["sha256"]:
+                problem = "was altered" if path.is_file() else "does not exist"
+                raise InputError(f"resume: expected the replay file {path} as it was saved, it {problem}")
 
     def load(self, buffer: MacroReplayBuffer, state: dict[str, Any]) -> None:
         """Fill an empty buffer as it was when ``state`` was made; tensors are mapped, not read twice.
@@ -67,13 +76,10 @@ class ReplayFiles:
             raise InputError(
                 f"replay_buffer_size: expected {state['capacity']} as when it was saved, got {buffer.capacity}"
             )
+        self.check(state)
         for entry in state["files"]:
             path = self.folder / entry["name"]
-            if not path.is_file() or file_digest(path) != entry["sha256"]:
-                problem = "was altered" if path.is_file() else "does not exist"
-                raise InputError(f"resume: expected the replay file {path} as it was saved, it {problem}")
             rows: dict[str, Tensor] = read_tensors(path, "file of transitions", "resume", memory_map=True)
             buffer.put_rows(entry["start"], {k: v for k, v in rows.items() if isinstance(v, torch.Tensor)})
         buffer.restore_counters(state["total_added"], state["generator"])
         self._files = [dict(f) for f in state["files"]]
-        self._remove_others(self._files)

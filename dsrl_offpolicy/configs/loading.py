@@ -83,6 +83,7 @@ def parse_job(job: type[Config], shipped_yaml: str, prog: str, argv: Sequence[st
         InputError: an unknown key or flag (with the nearest valid name), or a value that does not fit.
     """
     flags, user_yaml = _take_config_flag(argv)
+    _check_resume_alone(flags, user_yaml)
     shipped = resources.files("dsrl_offpolicy.configs").joinpath(shipped_yaml)
     tokens = _yaml_tokens(job, shipped.read_text(), shipped_yaml)
     if user_yaml is not None:
@@ -125,6 +126,15 @@ def _take_config_flag(argv: Sequence[str]) -> tuple[list[str], Path | None]:
         else:
             rest.append(item)
     return rest, path
+
+
+def _check_resume_alone(flags: Sequence[str], user_yaml: Path | None) -> None:
+    given = [flag for flag in flags if flag.startswith("--")]
+    if any(flag.split("=")[0] == "--resume" for flag in given):
+        others = [flag for flag in given if flag.split("=")[0] not in ("--resume", "--help")]
+        others += ["--config"] if user_yaml is not None else []
+        if others:
+            raise InputError(f"{others[0]}: expected nothing beside --resume, which takes the run's own settings")
 
 
 def _yaml_tokens(job: type, text: str, where: str) -> list[str]:

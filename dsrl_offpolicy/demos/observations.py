@@ -142,30 +142,24 @@ def find_images(where: str, path: Path, group: h5py.Group, rows: int, cameras: S
     return LazyImages(path, paths, (rows, height, width, 3 * len(names)))
 
 
-def read_poses(where: str, group: h5py.Group, rows: int) -> np.ndarray | None:
+def read_poses(group: h5py.Group, rows: int) -> dict[str, np.ndarray] | None:
     """Positions and quaternions of all actors that the simulator recorded beside the observations.
 
     Args:
-        where: file and trajectory, for messages.
         group: the trajectory's group.
         rows: n + 1.
 
     Returns:
-        ``[rows, 7 * actors]`` float32, actors by name; None where ``env_states/actors`` has none.
-
-    Raises:
-        InputError: an actor with other rows, or non-finite numbers.
+        ``[rows, 7]`` float32 by the actor's name; None where ``env_states/actors`` holds nothing of that shape.
     """
     actors = group.get("env_states/actors")
     if not isinstance(actors, h5py.Group) or not len(actors):
         return None
-    parts = []
-    for name, data in sorted(actors.items()):
+    poses = {}
+    for name, data in actors.items():
         if not isinstance(data, h5py.Dataset) or data.ndim != 2 or len(data) != rows or data.shape[1] < POSE_WIDTH:
-            got = f"shape {data.shape}" if isinstance(data, h5py.Dataset) else "a group"
-            raise InputError(f"{where}: expected [{rows}, 13] in 'env_states/actors/{name}', got {got}")
-        parts.append(data[:, :POSE_WIDTH].astype(np.float32))
-    poses = np.concatenate(parts, axis=1)
-    if not np.isfinite(poses).all():
-        raise InputError(f"{where}: expected finite numbers in 'env_states/actors', got NaN or infinity")
+            return None
+        poses[name] = data[:, :POSE_WIDTH].astype(np.float32)
+        if not np.isfinite(poses[name]).all():
+            return None
     return poses

@@ -27,8 +27,8 @@ class Trajectory:
         truncated: ``[n]`` bool, a time limit and not a termination.
         rewards: ``[n]`` float32, or None where the file has none.
         images: n + 1 images read from the file when asked, or None where none were asked for.
-        poses: ``[n + 1, P]`` float32, what the simulator knows of the objects' poses; only read with images, and
-            None where the file has none. No policy ever sees them.
+        poses: ``[n + 1, 7]`` float32 by name, what the simulator knows of the objects; None where none were asked
+            for or the file has none that fit. No policy ever sees them.
     """
 
     obs: np.ndarray
@@ -38,7 +38,7 @@ class Trajectory:
     truncated: np.ndarray
     rewards: np.ndarray | None
     images: LazyImages | None = None
-    poses: np.ndarray | None = None
+    poses: dict[str, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -109,6 +109,7 @@ def read_demonstrations(
     *,
     need_rewards: bool = False,
     need_images: bool = False,
+    want_poses: bool = False,
     state_keys: Sequence[str] | None = None,
     cameras: Sequence[str] | None = None,
     limit: int | None = None,
@@ -119,6 +120,7 @@ def read_demonstrations(
         path: the ``.h5`` file.
         need_rewards: whether a file without ``rewards`` is an error.
         need_images: whether trajectories get ``images``; a file without them is an error then.
+        want_poses: whether trajectories get ``poses``, where the file has them.
         state_keys: entries of a dictionary of observations (``agent/qpos``) in the order of the environment's
             observation space, which HDF5 does not keep; default: ``agent/*``, then ``extra/*``, as in the file.
         cameras: in the order of the images' channels; default: the file's order.
@@ -136,7 +138,7 @@ def read_demonstrations(
             names = sorted((n for n in file if _index(n) is not None), key=lambda n: _index(n) or 0)
             if not names:
                 raise InputError(f"{path}: expected groups traj_0, traj_1, ..., got {list(file)[:3]}")
-            reader = _Reader(path, need_rewards, need_images, state_keys, cameras)
+            reader = _Reader(path, need_rewards, need_images, want_poses, state_keys, cameras)
             trajectories = tuple(reader.read(name, _group(path, file, name)) for name in names[:limit])
     except READ_ERRORS as error:
         problem = " ".join(str(error).split())
@@ -147,11 +149,6 @@ def read_demonstrations(
     sizes = {t.images.shape[1:] for t in trajectories if t.images is not None}
     if len(sizes) > 1:
         raise InputError(f"{path}: expected images of the same (H, W, C) in every traj, got {sorted(sizes)}")
-    widths = {0 if t.poses is None else t.poses.shape[1] for t in trajectories}
-    if len(widths) > 1:
-        raise InputError(
-            f"{path}: expected the same actors in every traj's env_states, got widths {sorted(widths)}"
-        )
     env_info = meta["env_info"]
     kwargs = env_info.get("env_kwargs") or {}
     return Demonstrations(
@@ -201,6 +198,7 @@ class _Reader:
     path: Path
     need_rewards: bool
     need_images: bool
+    want_poses: bool
     state_keys: Sequence[str] | None
     cameras: Sequence[str] | None
 
@@ -222,7 +220,7 @@ class _Reader:
             truncated=_read_field(where, group, "truncated", n, np.bool_),
             rewards=_read_field(where, group, "rewards", n, np.float32) if rewards else None,
             images=find_images(where, self.path, group, n + 1, self.cameras) if self.need_images else None,
-            poses=read_poses(where, group, n + 1) if self.need_images else None,
+            poses=read_poses(group, n + 1) if self.want_poses else None,
         )
 
     def _read_states(self, where: str, group: h5py.Group, rows: int) -> np.ndarray:

@@ -90,10 +90,11 @@ def stack_images(trajectories: Sequence[Trajectory]) -> np.ndarray:
 
 def stack_poses(trajectories: Sequence[Trajectory]) -> np.ndarray | None:
     """The poses of all trajectories in order, ``[F, P]`` float32, each column standardised over them; columns that
-    never vary (a table's) are left out. None where there are none."""
-    parts = [t.poses for t in trajectories if t.poses is not None]
-    if not parts:
+    never vary (a table's) are left out. None where there are none, or not of the same objects everywhere."""
+    names = {tuple(sorted(t.poses)) if t.poses is not None else () for t in trajectories}
+    if len(names) > 1 or not (objects := names.pop()):
         return None
+    parts = [np.concatenate([t.poses[name] for name in objects], 1) for t in trajectories if t.poses is not None]
     poses = np.concatenate(parts)
     std = poses.std(0)
     varies = std > 1e-4

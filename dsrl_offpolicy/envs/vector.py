@@ -17,7 +17,7 @@ from dsrl_offpolicy.envs.maniskill import ManiSkillEnv, sim_backend
 from dsrl_offpolicy.envs.simulators import make_env, simulator_of
 from dsrl_offpolicy.envs.spec import EnvSpec
 
-GRACE = 30
+GRACE = 300
 """Seconds that a worker lives on after SIGTERM."""
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

@@ -144,7 +144,7 @@ class Collector:
 
         Returns:
             Whether the replayed observations are, to the bit, those of the saved run. They are where the simulator
-            is deterministic; elsewhere the run goes on from where the replay ended.
+            is deterministic. Elsewhere the episodes in flight are given up: new ones begin; ``launch`` is next.
         """
         episodes = [Episode(e["seed"], list(e["chunks"])) for e in state["episodes"]]
         before = [len(e.chunks) - 1 for e in episodes]  # the last chunk is on its way
@@ -160,14 +160,19 @@ class Collector:
                 chunks = [e.chunks[i] if i >= 0 else idle for e, i in zip(episodes, begun, strict=True)]
                 self._send_chunks(torch.stack(chunks))
                 obs, *_ = self._receive()
-        self._episodes = episodes
-        self._features = self._encode(obs)
-        same = bool(torch.equal(self._features, state["features"].to(self.device)))
-        self._latent = state["latent"].to(self.device)
-        self.noise.set_state(state["noise"].cpu())
+        self.noise.set_state(state["noise"])
         self.starts.bit_generator.state = json.loads(state["starts"])
+        self._features = self._encode(obs)
+        if not torch.equal(self._features, state["features"].to(self.device)):
+            seeds = self._draw_seeds()
+            obs, _ = self.env.reset(seed=seeds)
+            self._episodes = [Episode(seed, []) for seed in seeds]
+            self._features = self._encode(obs)
+            return False
+        self._episodes = episodes
+        self._latent = state["latent"].to(self.device)
         self._send_chunks(torch.stack([e.chunks[-1] for e in episodes]))
-        return same
+        return True
 
     def _send_chunks(self, chunks: Tensor) -> None:
         batched = getattr(self.env, "batched", False)

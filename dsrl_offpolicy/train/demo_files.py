@@ -28,6 +28,7 @@ def load_demonstrations(
     obs_mode: str | None = None,
     control_mode: str | None = None,
     reward_mode: str | None = None,
+    poses: bool = False,
 ) -> Demonstrations:
     """The demonstrations of ``path``, once they are of the job's task and modes.
 
@@ -40,6 +41,7 @@ def load_demonstrations(
         obs_mode: what is needed; None takes what the file has.
         control_mode: what is needed; None takes what the file has.
         reward_mode: whose rewards are needed; None and ``sparse`` need none.
+        poses: whether those of objects are wanted beside images, where the file has them.
 
     Raises:
         InputError: another task, control mode, observation mode or reward mode; a file or field that is missing.
@@ -73,6 +75,7 @@ def load_demonstrations(
         path,
         need_rewards=rewards is not None,
         need_images=obs_mode == "rgb",
+        want_poses=poses and obs_mode == "rgb",
         state_keys=keys,
         cameras=cameras,
         limit=config.num_demos,

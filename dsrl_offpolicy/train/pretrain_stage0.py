@@ -42,6 +42,7 @@ def run(config: Stage0Config) -> Path:
         obs_mode=config.obs_mode,
         control_mode=config.control_mode,
         reward_mode=config.reward_mode,
+        poses=True,
     )
     spec = base_spec(config, demos)
     windows = cut_windows(demos.trajectories, demos.control_mode, window_spec(spec))

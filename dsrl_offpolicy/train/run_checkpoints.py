@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ class RunCheckpoints:
     """``last.pt`` and ``previous.pt`` of one run, of one ``kind``.
 
     At no moment is there no whole file: the new one is written aside, its digest goes into the manifest, the last
-    one becomes the previous one, and the new one is renamed.
+    one becomes the previous one, and the new one is renamed. A digest is taken once, of what was just written.
     """
 
     def __init__(self, folder: Path, kind: str) -> None:
@@ -30,7 +32,7 @@ class RunCheckpoints:
         self.kind = kind
 
     def save(self, content: Mapping[str, Any]) -> None:
-        """Keep ``content`` as the last checkpoint.
+        """Keep ``content`` as the last checkpoint. A last one that was damaged does not become the previous one.
 
         Raises:
             InputError: it cannot be written; the last one and the previous one are as they were.
@@ -38,34 +40,38 @@ class RunCheckpoints:
         new, last, previous = self.folder / "new.pt", self.folder / LAST, self.folder / PREVIOUS
         try:
             save_checkpoint(new, self.kind, content)
-            digests = [file_digest(path) for path in (new, last, previous) if path.exists()]
-            self._write_manifest(digests)
-            if last.exists():
-                link = previous.with_suffix(".link")
-                link.unlink(missing_ok=True)
-                os.link(last, link)
-                link.replace(previous)
+            known = self._digests() or []
+            self._write_manifest([file_digest(new), *known[:2]])
+            if last.is_file() and file_digest(last) in known:
+                _copy(last, previous)
             new.replace(last)
         except OSError as error:
             raise InputError(f"{self.folder}: expected a checkpoint that can be written, got: {error}") from error
         finally:
-            new.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
 
-    def load(self, device: Any = "cpu") -> dict[str, Any]:
-        """The last checkpoint, or, with a note, the previous one where the last is damaged.
+    def load(self, check: Callable[[dict[str, Any]], None] = lambda content: None) -> dict[str, Any]:
+        """The last checkpoint, on the CPU, or, with a note, the previous one where the last is damaged.
+
+        Args:
+            check: raises InputError where what a checkpoint needs besides is damaged.
 
         Raises:
             InputError: neither is whole.
         """
         if not (self.folder / LAST).exists() and not (self.folder / PREVIOUS).exists():
             raise InputError(f"resume: expected a checkpoint in {self.folder}, none was saved yet")
-        problems = []
+        known, problems = self._digests(), []
+        if known is None:
+            print(f"note: {self.folder / MANIFEST} cannot be read; files are taken as they are", file=sys.stderr)
         for name in (LAST, PREVIOUS):
             path = self.folder / name
             try:
-                if path.is_file() and file_digest(path) not in self._digests():
+                if known is not None and path.is_file() and file_digest(path) not in known:
                     raise InputError(f"resume: expected {path} as it was saved, it was altered or cut")
-                content = load_checkpoint(path, self.kind, "resume", device)
+                content = load_checkpoint(path, self.kind, "resume")
+                check(content)
             except InputError as error:
                 problems.append(str(error))
                 continue
@@ -74,13 +80,13 @@ class RunCheckpoints:
             return content
         raise InputError("; ".join(problems))
 
-    def _digests(self) -> list[str]:
-        path = self.folder / MANIFEST
+    def _digests(self) -> list[str] | None:
+        """Of the files that were written whole, newest first; None where no manifest can be read."""
         try:
-            found = json.loads(path.read_text())["sha256"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"resume: expected a manifest in {path}, got none that can be read") from error
-        return found if isinstance(found, list) else []
+            found = json.loads((self.folder / MANIFEST).read_text())["sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return [str(digest) for digest in found] if isinstance(found, list) else None
 
     def _write_manifest(self, digests: list[str]) -> None:
         manifest = {
@@ -97,6 +103,17 @@ class RunCheckpoints:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Let ``target`` be what ``source`` is, whole at every moment: by a link, or else by a copy."""
+    temporary = target.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    temporary.replace(target)
 
 
 def _version(library: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections import deque
@@ -70,6 +71,10 @@ class Counters:
         return self.gradient_steps / max(self.earning_transitions, 1)
 
 
+class EvaluationStopped(Exception):
+    """A signal came during an evaluation."""
+
+
 class Stage2:
     """One Stage 2 run: what it is made of, and its loop.
 
@@ -125,11 +130,12 @@ class Stage2:
             try:
                 self._loop(tracker, env, eval_env, state)
             finally:
-                env.close()
-                if eval_env is not None:
-                    eval_env.close()
-            self._save_run(tracker, None)
+                for vector in (env, eval_env):
+                    with contextlib.suppress(EOFError, OSError):  # a worker that a signal ended cannot say goodbye
+                        if vector is not None:
+                            vector.close()
             tracker.write_summary(self._summary(tracker))
+            self._save_run(tracker, None)
         plot_stage2_run(folder, {}, f"{config.env_id}, seed {config.seed}")
         return folder
 
@@ -173,14 +179,14 @@ class Stage2:
             self._rate_mark = (time.monotonic(), counters.env_steps, counters.gradient_steps)
             if state is None:
                 collector.launch(warmup_source)
-            else:
-                self._restore(state, collector)
+            elif not self._restore(state, collector):
+                collector.launch(policy if counters.env_steps >= config.warmup_steps else warmup_source)
             next_save = counters.env_steps + config.save_freq
             while True:
                 self._count(collector.collect())
                 finished = counters.env_steps >= config.total_timesteps
-                if eval_env is not None and counters.env_steps >= self.next_evaluation and not finished:
-                    self._evaluate(tracker, eval_env)
+                due = counters.env_steps >= self.next_evaluation and not finished
+                if eval_env is not None and due and self._evaluate(tracker, eval_env, stop):
                     self.next_evaluation += config.eval_freq
                 warm = counters.env_steps >= config.warmup_steps
                 if not finished:  # the environments work while the learner does
@@ -197,7 +203,7 @@ class Stage2:
                 if stop.requested:
                     raise Interrupted(stop.requested, f"to go on: dsrl stage2 --resume {tracker.path}")
             if eval_env is not None:
-                self._evaluate(tracker, eval_env)
+                self._evaluate(tracker, eval_env, None)
 
     def _count(self, collected: Collected) -> None:
         counters = self.counters
@@ -254,10 +260,20 @@ class Stage2:
         shown |= {"env/s": rates["env_steps_per_s"], "grad/s": rates["gradient_steps_per_s"]}
         progress.report(counters.env_steps, shown)
 
-    def _evaluate(self, tracker: Run, env: gym.vector.VectorEnv) -> None:
+    def _evaluate(self, tracker: Run, env: gym.vector.VectorEnv, stop: Interruption | None) -> bool:
+        """Whether it was finished: a signal ends it, to be made up for when the run goes on."""
         config = self.config
-        source = policy_source(self.agent.actor, deterministic=config.eval_deterministic)
-        outcomes = run_episodes(env, self.base, source, evaluation_seeds(config.eval_episodes), self.device)
+        policy = policy_source(self.agent.actor, deterministic=config.eval_deterministic)
+
+        def source(features: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+            if stop is not None and stop.requested:
+                raise EvaluationStopped
+            return policy(features, noise)
+
+        try:
+            outcomes = run_episodes(env, self.base, source, evaluation_seeds(config.eval_episodes), self.device)
+        except EvaluationStopped:
+            return False
         self.last_evaluation = summary = summarise(outcomes)
         row = {
             "success_once": summary.success_once.value,
@@ -272,6 +288,7 @@ class Stage2:
         if row["success_once"] >= self.best:
             self.best = row["success_once"]
             self._save_policy(tracker.checkpoints / "best_eval_success_once.pt")
+        return True
 
     def _axes(self) -> dict[str, int]:
         counters = self.counters
@@ -290,6 +307,7 @@ class Stage2:
         """Everything that the rest of the run depends on; without a collector, of a run that is at its end."""
         state: dict[str, Any] = {
             "env_id": self.config.env_id,
+            "device": self.device.type,
             "counters": asdict(self.counters),
             "training": self.agent.training_state(),
             "replay": self.replay_files.save(self.buffer),
@@ -307,15 +325,17 @@ class Stage2:
         self.replay_files.discard_older()
 
     def _load_state(self) -> dict[str, Any]:
-        state = self.checkpoints.load(self.device)
+        state = self.checkpoints.load(lambda content: self.replay_files.check(content["replay"]))
         if state["collector"] is None:
             raise InputError(f"resume: expected a run that was interrupted, {self.resume} is at its end")
+        if state["device"] != self.device.type:
+            raise InputError(f"device: expected {state['device']}, where the run began, got {self.device.type}")
         if state["base_fingerprint"] != fingerprint(self.base):
             raise InputError("resume: expected the base policy that the run began with, got another")
         return state
 
-    def _restore(self, state: dict[str, Any], collector: Collector) -> None:
-        """Bring everything to where :meth:`_save_run` was called."""
+    def _restore(self, state: dict[str, Any], collector: Collector) -> bool:
+        """Bring everything to where :meth:`_save_run` was called; False if the episodes in flight could not be."""
         self.agent.load_training_state(state["training"])
         self.replay_files.load(self.buffer, state["replay"])
         for name, value in state["counters"].items():
@@ -325,12 +345,13 @@ class Stage2:
         self.evaluations = state["evaluations"]
         self._actor_metrics = state["actor_metrics"]
         self._rate_mark = (time.monotonic(), self.counters.env_steps, self.counters.gradient_steps)
-        if not collector.load_state_dict(state["collector"]):
+        same = collector.load_state_dict(state["collector"])
+        if not same:
             print(
-                "note: the simulator did not repeat the episodes in flight exactly; they go on where it came to",
-                file=sys.stderr,
+                "note: the simulator does not repeat episodes exactly; those in flight begin anew", file=sys.stderr
             )
         restore_random_states(state["random"])
+        return same
 
     def _summary(self, tracker: Run) -> dict[str, Any]:
         last = self.last_evaluation
@@ -347,7 +368,7 @@ def run(config: Stage2Config) -> Path:
     """Train, or go on with an interrupted run. Returns the run folder."""
     if config.resume is not None:
         settings = config_of_run(config, "stage2_online.yaml")
-        return Stage2(settings, resume=config.resume).run()
+        return Stage2(settings, resume=config.resume.expanduser()).run()
     if config.warmup_steps >= config.total_timesteps:
         raise InputError(
             f"warmup_steps: expected below total_timesteps {config.total_timesteps}, got {config.warmup_steps}"
