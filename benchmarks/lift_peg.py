@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dsrl_offpolicy.evaluation.intervals import Interval
+from dsrl_offpolicy.evaluation.intervals import Interval, wilson_interval
 from dsrl_offpolicy.reports.curves import plot_success, read_metrics
 
 TASK = "LiftPegUpright-v1"
@@ -107,6 +107,17 @@ def curve(folder: Path) -> list[dict[str, Any]]:
     return [row for row in read_metrics(folder / "stage2") if "success_once_low" in row]
 
 
+def training_curve(folder: Path) -> list[dict[str, Any]]:
+    """Success of the last 50 training episodes, where noise is drawn and not its mean taken."""
+    rows = []
+    for row in read_metrics(folder / "stage2"):
+        if "train_success" in row:
+            rate = wilson_interval(round(50 * row["train_success"]), 50)
+            interval = {"success_once_low": rate.low, "success_once_high": rate.high}
+            rows.append({"env_steps": row["env_steps"], "success_once": rate.value, **interval})
+    return rows
+
+
 def report(folders: dict[int, Path]) -> str:
     """The tables."""
     finals = {
@@ -135,8 +146,8 @@ def report(folders: dict[int, Path]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(folders: dict[int, Path], path: Path, title: str) -> None:
-    """The plot, with base and w = 0 of all seeds as levels."""
+def draw(folders: dict[int, Path], path: Path, title: str, *, training: bool) -> None:
+    """The plot, with base and w = 0 of all seeds as levels; ``training`` adds the success of training episodes."""
     found: dict[str, list[dict[str, Any]]] = {"base (prior noise)": [], "w = 0": []}
     for folder in folders.values():
         for row in json.loads((folder / "evaluation" / "evaluation.json").read_text()):
@@ -147,7 +158,10 @@ def draw(folders: dict[int, Path], path: Path, title: str) -> None:
         f"{name}, mean over seeds": Interval(*(sum(r[k] for r in rows) / len(rows) for k in keys))
         for name, rows in found.items()
     }
-    plot_success(path, {f"seed {s}": curve(f) for s, f in folders.items()}, levels, title)
+    curves = {f"seed {s}, deterministic": curve(f) for s, f in folders.items()}
+    if training:
+        curves |= {f"seed {s}, in training (last 50 episodes)": training_curve(f) for s, f in folders.items()}
+    plot_success(path, curves, levels, title)
 
 
 def main() -> int:
@@ -173,7 +187,8 @@ def main() -> int:
             for r in curve(folder):
                 interval = [r["success_once"], r["success_once_low"], r["success_once_high"]]
                 writer.writerow([seed, r["env_steps"], *interval])
-    draw(folders, arguments.out / f"{stem}.png", f"{TASK}, {arguments.obs_mode}: Stage 2, deterministic policy")
+    rgb = arguments.obs_mode == "rgb"
+    draw(folders, arguments.out / f"{stem}.png", f"{TASK}, {arguments.obs_mode}: Stage 2", training=rgb)
     print(table)
     return 0
 

@@ -99,7 +99,7 @@ def main() -> int:
         inner_update = Stage2._update
 
         def update(self: Any, steps: int, *rest: Any) -> None:
-            if steps > 0 and not window:  # learning begins
+            if steps > 0 and "start" not in window:  # learning begins
                 clock.seconds.clear()
                 clock.calls.clear()
                 window["start"] = time.perf_counter()
