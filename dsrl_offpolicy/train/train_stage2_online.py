@@ -119,16 +119,17 @@ class Stage2:
         note_other_task(self.base.spec, config.env_id)
         if config.init_critic:
             note_unknown_rewards(self.base.spec)
-        log_state = state["log"] if state else None
-        with Run(
-            folder, config, track=config.track, wandb_project=config.wandb_project, resume=log_state
-        ) as tracker:
+        resumed = state["log"] if state else None
+        with (
+            Run(folder, config, track=config.track, wandb_project=config.wandb_project, resume=resumed) as tracker,
+            Interruption() as stop,
+        ):
             self._compile()
             env = make_vector_env(self.env_spec, config.num_envs)
             evaluation_spec = base_env_spec(self.base.spec, config, end_on_success=config.eval_end_on_success)
             eval_env = make_vector_env(evaluation_spec, config.num_envs) if config.eval_freq else None
             try:
-                self._loop(tracker, env, eval_env, state)
+                self._loop(tracker, env, eval_env, state, stop)
             finally:
                 for vector in (env, eval_env):
                     with contextlib.suppress(EOFError, OSError):  # a worker that a signal ended cannot say goodbye
@@ -161,6 +162,7 @@ class Stage2:
         env: gym.vector.VectorEnv,
         eval_env: gym.vector.VectorEnv | None,
         state: dict[str, Any] | None,
+        stop: Interruption,
     ) -> None:
         config, counters = self.config, self.counters
         collector = Collector(
@@ -175,7 +177,7 @@ class Stage2:
         )
         warmup_source = self._warmup_source()
         policy = policy_source(self.agent.actor, deterministic=False)
-        with ProgressReport("stage2", config.total_timesteps, "env steps") as progress, Interruption() as stop:
+        with ProgressReport("stage2", config.total_timesteps, "env steps") as progress:
             self._rate_mark = (time.monotonic(), counters.env_steps, counters.gradient_steps)
             if state is None:
                 collector.launch(warmup_source)
