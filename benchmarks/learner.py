@@ -33,7 +33,7 @@ TRAITS = {
     "ours": "ReLU, LayerNorm in actor and critics",
     "ours, compiled": "ReLU, LayerNorm in actor and critics",
     "Stable-Baselines3": "ReLU, no normalisation (it offers none)",
-    "SBX, layer_norm": "ReLU, LayerNorm in actor and critics",
+    "SBX, layer_norm": "ReLU, LayerNorm in the critics",
     "SBX": "ReLU, no normalisation",
 }
 

@@ -62,6 +62,26 @@ def bare_rate(step: Callable[..., Any], stage2: Any) -> float:
     return BARE_STEPS / (time.perf_counter() - start)
 
 
+def report(
+    stage2: Any, seconds: dict[str, float], calls: dict[str, int], total: float, alone: float, cpus: int
+) -> None:
+    """Print the parts of ``total`` seconds, and the rate beside that of the learner alone."""
+    config, steps = stage2.config, calls["gradient steps"]
+    print(
+        f"{config.env_id}: {config.num_envs} environments, {cpus} CPU(s), {config.torch_threads} "
+        f"thread(s), batch {config.batch_size}, critics {config.critic_hidden_dims}, "
+        f"actor every {config.actor_update_every}, utd_ratio {config.utd_ratio:g}"
+    )
+    for part, spent in sorted(seconds.items(), key=lambda item: -item[1]):
+        print(f"{part:<26}{spent:>8.2f} s{100 * spent / total:>7.1f} %  {calls[part]:>7} calls")
+    rest = total - sum(seconds.values())
+    print(f"{'the loop itself':<26}{rest:>8.2f} s{100 * rest / total:>7.1f} %")
+    rate = steps / total
+    print(f"gradient steps/s: {rate:.1f} in the run, {alone:.1f} bare, ratio {rate / alone:.2f}")
+    print(f"env steps/s while learning: {(stage2.counters.env_steps - config.warmup_steps) / total:.1f}")
+    print(f"gradient steps per macro-transition: {stage2.counters.utd_effective:.3f}")
+
+
 def main() -> int:
     """Run, measure, print."""
     # Inside, as in the `dsrl` command: environment processes import the main module and need none of this.
@@ -108,23 +128,9 @@ def main() -> int:
 
         Stage2._update = update  # type: ignore[method-assign]
         stage2.run()
-        seconds, calls = dict(clock.seconds), dict(clock.calls)
-        rates = [bare_rate(bare, stage2) for _ in range(3)]
-    total = window["end"] - window["start"]
-    steps, config = calls["gradient steps"], stage2.config
-    print(
-        f"{config.env_id}: {config.num_envs} environments, {arguments.cpus} CPU(s), {config.torch_threads} "
-        f"thread(s), batch {config.batch_size}, critics {config.critic_hidden_dims}, "
-        f"actor every {config.actor_update_every}, utd_ratio {config.utd_ratio:g}"
-    )
-    for part, spent in sorted(seconds.items(), key=lambda item: -item[1]):
-        print(f"{part:<26}{spent:>8.2f} s{100 * spent / total:>7.1f} %  {calls[part]:>7} calls")
-    rest = total - sum(seconds.values())
-    print(f"{'the loop itself':<26}{rest:>8.2f} s{100 * rest / total:>7.1f} %")
-    rate, alone = steps / total, statistics.median(rates)
-    print(f"gradient steps/s: {rate:.1f} in the run, {alone:.1f} bare, ratio {rate / alone:.2f}")
-    print(f"env steps/s while learning: {(stage2.counters.env_steps - config.warmup_steps) / total:.1f}")
-    print(f"gradient steps per macro-transition: {stage2.counters.utd_effective:.3f}")
+        seconds, calls = dict(clock.seconds), dict(clock.calls)  # before the bare learner samples
+        alone = statistics.median(bare_rate(bare, stage2) for _ in range(3))
+    report(stage2, seconds, calls, window["end"] - window["start"], alone, arguments.cpus)
     return 0
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from env_throughput import HORIZON, speed
 from learner import ACTION_DIM, FEATURES, LAYERS, ROWS, filled_buffer, our_agent, products
 
 SWEEPS: dict[str, list[int]] = {
@@ -66,24 +67,12 @@ def learner_rate(point: dict[str, int], seconds: float) -> float:
 
 def env_rate(count: int, seconds: float) -> float:
     """Env steps per second of so many processes, chunks of 8."""
-    import numpy as np
-
     from dsrl_offpolicy.envs.spec import EnvSpec
     from dsrl_offpolicy.envs.vector import make_vector_env
 
-    env = make_vector_env(EnvSpec("pick-place-v3", act_horizon=8), count)
+    env = make_vector_env(EnvSpec("pick-place-v3", act_horizon=HORIZON), count)
     try:
-        seeds = list(range(count))
-        env.reset(seed=seeds)
-        actions = np.zeros(env.action_space.shape, np.float32)
-        steps, start = 0, time.perf_counter()
-        while time.perf_counter() - start < seconds:
-            *_, terminated, truncated, info = env.step(actions)
-            steps += int(np.sum(info["n_steps"]))
-            ended = terminated | truncated
-            if ended.any():
-                env.reset(seed=seeds, options={"reset_mask": ended})
-        return steps / (time.perf_counter() - start)
+        return speed(env, True, seconds, env.single_action_space.shape[-1])
     finally:
         env.close()
 

@@ -13,21 +13,70 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 TIMED = 30
 
 
-def main() -> int:
-    """Measure and print."""
+class Learner:
+    """One agent of Stage 1 with the candidates that its settings ask for."""
+
+    def __init__(self, config: Any, base: Any, states: Any) -> None:
+        from dsrl_offpolicy.agents.aw_mle import CandidatePool
+        from dsrl_offpolicy.train.train_stage1_offline import build_agent
+
+        self.agent = build_agent(config, base, states.device)
+        self.states = states
+        start = time.perf_counter()
+        self.pool = CandidatePool(self.agent, states, config.candidate_pool) if config.candidate_pool else None
+        self.filled_in = time.perf_counter() - start
+
+    def step(self, index: Any) -> None:
+        """One gradient step on the states at ``index``."""
+        self.agent.update(self.states[index], self.pool.draw(index) if self.pool else None)
+
+
+def time_steps(configs: dict[str, Any], base: Any, states: Any) -> None:
+    """Print what a gradient step and the filling of the pool take."""
     import torch
 
-    from dsrl_offpolicy.agents.aw_mle import CandidatePool
+    learners = {name: Learner(config, base, states) for name, config in configs.items()}
+    times: dict[str, list[float]] = {name: [] for name in learners}
+    for _ in range(TIMED):
+        index = torch.randint(len(states), (configs["fresh"].batch_size,))
+        for name, learner in learners.items():
+            start = time.perf_counter()
+            learner.step(index)
+            times[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    for name, learner in learners.items():
+        line = f"{name:<12} {1000 * medians[name]:7.1f} ms per gradient step"
+        if learner.pool:
+            pays = learner.filled_in / (medians["fresh"] - medians[name])
+            line += f", {learner.filled_in:6.1f} s to fill, pays from {pays:.0f} gradient steps on"
+        print(line, flush=True)
+
+
+def gain(config: Any, base: Any, states: Any, held_out: Any) -> str:
+    """E[Q] under the policy less that under the prior, after ``total_iters`` gradient steps."""
+    import torch
+
+    from dsrl_offpolicy.train.train_stage1_offline import verify
+
+    learner = Learner(config, base, states)
+    generator = torch.Generator().manual_seed(config.seed)
+    for _ in range(config.total_iters):
+        learner.step(torch.randint(len(states), (config.batch_size,), generator=generator))
+    row = verify(learner.agent, held_out, config)
+    return f"{row['difference']:+.2f} [{row['difference_low']:+.2f}, {row['difference_high']:+.2f}]"
+
+
+def main() -> int:
+    """Measure and print."""
     from dsrl_offpolicy.configs.jobs import Stage1Config
     from dsrl_offpolicy.configs.loading import parse_job
-    from dsrl_offpolicy.train.train_stage1_offline import build_agent, load_states, verify
+    from dsrl_offpolicy.train.train_stage1_offline import load_states
     from dsrl_offpolicy.train.wiring import load_base, start_torch
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -38,52 +87,13 @@ def main() -> int:
     device = start_torch(config)
     base = load_base(config, device)
     states, held_out = load_states(config, base, device)
-    sizes = [0, *arguments.pools]
-
-    def batch(generator: torch.Generator) -> torch.Tensor:
-        return torch.randint(len(states), (config.batch_size,), generator=generator)
-
-    steps: dict[int, Callable[[torch.Tensor], Any]] = {}
-    builds: dict[int, float] = {}
-    for size in sizes:
-        agent = build_agent(replace(config, candidate_pool=size), base, device)
-        start = time.perf_counter()
-        pool = CandidatePool(agent, states, size) if size else None
-        builds[size] = time.perf_counter() - start
-        steps[size] = lambda index, a=agent, p=pool: a.update(states[index], p.draw(index) if p else None)
-    times: dict[int, list[float]] = {size: [] for size in sizes}
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(TIMED):
-        index = batch(generator)
-        for size, step in steps.items():
-            start = time.perf_counter()
-            step(index)
-            times[size].append(time.perf_counter() - start)
-    medians = {size: statistics.median(values) for size, values in times.items()}
+    configs = {"fresh": replace(config, candidate_pool=0)}
+    configs |= {f"pool of {size}": replace(config, candidate_pool=size) for size in arguments.pools}
     print(f"{len(states)} states, batch {config.batch_size}, M {config.num_candidates}, L {base.latent_shape}")
-    for size in sizes:
-        name = f"pool of {size}" if size else "fresh"
-        line = f"{name:<12} {1000 * medians[size]:7.1f} ms per gradient step"
-        if size:
-            saved = medians[0] - medians[size]
-            line += f", {builds[size]:6.1f} s to fill, pays from {builds[size] / saved:.0f} gradient steps on"
-        print(line, flush=True)
-
-    for size in sizes:
-        found = []
-        for seed in arguments.seeds:
-            settings = replace(config, candidate_pool=size, seed=seed)
-            agent = build_agent(settings, base, device)
-            pool = CandidatePool(agent, states, size) if size else None
-            generator = torch.Generator().manual_seed(seed)
-            for _ in range(config.total_iters):
-                index = batch(generator)
-                agent.update(states[index], pool.draw(index) if pool else None)
-            row = verify(agent, held_out, settings)
-            found.append(f"{row['difference']:+.2f} [{row['difference_low']:+.2f}, {row['difference_high']:+.2f}]")
-        print(
-            f"{f'pool of {size}' if size else 'fresh':<12} E[Q] policy less prior: {'  '.join(found)}", flush=True
-        )
+    time_steps(configs, base, states)
+    for name, settings in configs.items():
+        found = [gain(replace(settings, seed=seed), base, states, held_out) for seed in arguments.seeds]
+        print(f"{name:<12} E[Q] policy less prior: {'  '.join(found)}", flush=True)
     return 0
 
 

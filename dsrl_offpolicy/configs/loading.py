@@ -85,19 +85,34 @@ def parse_job(job: type[Config], shipped_yaml: str, prog: str, argv: Sequence[st
     flags, user_yaml = _take_config_flag(argv)
     _check_resume_alone(flags, user_yaml)
     shipped = resources.files("dsrl_offpolicy.configs").joinpath(shipped_yaml)
-    tokens = _yaml_tokens(job, shipped.read_text(), shipped_yaml)
+    tokens = _mapping_tokens(job, _mapping(shipped.read_text(), shipped_yaml), shipped_yaml)
     if user_yaml is not None:
         if not user_yaml.is_file():
             raise InputError(f"--config: expected a YAML file, {user_yaml} does not exist")
-        tokens += _yaml_tokens(job, user_yaml.read_text(), str(user_yaml))
+        tokens += _mapping_tokens(job, read_settings(user_yaml), str(user_yaml))
     return _parse_tokens(job, [*tokens, *flags], prog)
 
 
 def override(job: type[Config], shipped_yaml: str, values: Mapping[str, Any], where: str) -> Config:
     """A job's config from its shipped YAML and a mapping of overrides (as a quickstart section gives them)."""
     shipped = resources.files("dsrl_offpolicy.configs").joinpath(shipped_yaml).read_text()
-    tokens = _yaml_tokens(job, shipped, shipped_yaml) + _mapping_tokens(job, values, where)
+    tokens = _mapping_tokens(job, _mapping(shipped, shipped_yaml), shipped_yaml) + _mapping_tokens(
+        job, values, where
+    )
     return _parse_tokens(job, tokens, where)
+
+
+def read_settings(path: Path) -> dict[Any, Any]:
+    """The settings in a YAML file that exists; an empty file has none.
+
+    Raises:
+        InputError: no text, no YAML, or no mapping.
+    """
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected YAML, got: {' '.join(str(error).split())}") from error
+    return _mapping(text, str(path))
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -137,17 +152,17 @@ def _check_resume_alone(flags: Sequence[str], user_yaml: Path | None) -> None:
             raise InputError(f"{others[0]}: expected nothing beside --resume, which takes the run's own settings")
 
 
-def _yaml_tokens(job: type, text: str, where: str) -> list[str]:
+def _mapping(text: str, where: str) -> dict[Any, Any]:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
         raise InputError(f"{where}: expected YAML, got: {problem}") from error
     if content is None:
-        return []
+        return {}
     if not isinstance(content, dict):
         raise InputError(f"{where}: expected a mapping of settings, got {type(content).__name__}")
-    return _mapping_tokens(job, content, where)
+    return content
 
 
 def _mapping_tokens(job: type, content: Mapping[Any, Any], where: str) -> list[str]:

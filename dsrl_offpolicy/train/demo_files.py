@@ -60,17 +60,7 @@ def load_demonstrations(
         raise InputError(f"obs_mode: expected demonstrations recorded with state or rgb, {path} has {obs_mode}")
     keys = cameras = None
     if obs_mode == "rgb":
-        spec = EnvSpec(
-            config.env_id,
-            control_mode=control_mode or look.control_mode or None,
-            obs_mode="rgb",
-            sim_backend=config.sim_backend,
-            render_backend=config.render_backend,
-            robot_uids=config.robot_uids,
-            reward_mode="sparse" if simulator_of(config.env_id) == "maniskill" else "dense",
-        )
-        facts = inspect_env(spec)
-        keys, cameras = facts.state_keys, facts.cameras
+        keys, cameras = _order_in_environment(config, control_mode or look.control_mode or None)
     demos = read_demonstrations(
         path,
         need_rewards=rewards is not None,
@@ -82,6 +72,24 @@ def load_demonstrations(
     )
     _note_time_limit(demos, config.max_episode_steps)
     return demos
+
+
+def _order_in_environment(
+    config: Stage0Config | Stage1Config, control_mode: str | None
+) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """The parts of the state and the cameras, as the environment orders them."""
+    facts = inspect_env(
+        EnvSpec(
+            config.env_id,
+            control_mode=control_mode,
+            obs_mode="rgb",
+            sim_backend=config.sim_backend,
+            render_backend=config.render_backend,
+            robot_uids=config.robot_uids,
+            reward_mode="sparse" if simulator_of(config.env_id) == "maniskill" else "dense",
+        )
+    )
+    return facts.state_keys, facts.cameras
 
 
 def _note_time_limit(demos: Demonstrations, given: int | None) -> None:

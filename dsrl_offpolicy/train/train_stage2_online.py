@@ -178,11 +178,11 @@ class Stage2:
         warmup_source = self._warmup_source()
         policy = policy_source(self.agent.actor, deterministic=False)
         with ProgressReport("stage2", config.total_timesteps, "env steps") as progress:
-            self._rate_mark = (time.monotonic(), counters.env_steps, counters.gradient_steps)
             if state is None:
                 collector.launch(warmup_source)
             elif not self._restore(state, collector):
                 collector.launch(policy if counters.env_steps >= config.warmup_steps else warmup_source)
+            self._rate_mark = (time.monotonic(), counters.env_steps, counters.gradient_steps)
             next_save = counters.env_steps + config.save_freq
             while True:
                 self._count(collector.collect())
@@ -346,7 +346,6 @@ class Stage2:
         self.best, self.next_evaluation = state["best"], state["next_evaluation"]
         self.evaluations = state["evaluations"]
         self._actor_metrics = state["actor_metrics"]
-        self._rate_mark = (time.monotonic(), self.counters.env_steps, self.counters.gradient_steps)
         same = collector.load_state_dict(state["collector"])
         if not same:
             print(

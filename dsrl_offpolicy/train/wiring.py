@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import yaml
 
 from dsrl_offpolicy.base_policies.loading import load_base_policy
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, ShortcutFlowSpec
 from dsrl_offpolicy.configs.jobs import BasePolicyConfig, JobConfig, SimulatorConfig, SteeringConfig
-from dsrl_offpolicy.configs.loading import check_ranges, override, parse_job
+from dsrl_offpolicy.configs.loading import check_ranges, override, parse_job, read_settings
 from dsrl_offpolicy.envs.maniskill import DEFAULT_CONTROL_MODE
 from dsrl_offpolicy.envs.simulators import simulator_of
 from dsrl_offpolicy.envs.spec import EnvSpec
@@ -72,13 +71,10 @@ def config_of_run(config: Config, shipped_yaml: str) -> Config:
     path = folder / "config.yaml"
     if not path.is_file():
         raise InputError(f"resume: expected a run folder, {path} does not exist")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: expected YAML, got: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a mapping of settings, got {type(content).__name__}")
-    return override(type(config), shipped_yaml, content, str(path))
+    settings = read_settings(path)
+    if not settings:
+        raise InputError(f"{path}: expected a mapping of settings, got an empty file")
+    return override(type(config), shipped_yaml, settings, str(path))
 
 
 def start_torch(config: JobConfig) -> torch.device:
