@@ -1,7 +1,8 @@
 """LiftPegUpright-v1 on the CPU, whole chain on several seeds: demonstrations, Stages 0, 1, 2, final table, plot.
 
     python benchmarks/lift_peg.py --seeds 1 2 3 --runs runs --out docs/results            # states
-    python benchmarks/lift_peg.py --obs_mode rgb --seeds 1 --runs runs --out docs/results  # images 128 x 128
+    python benchmarks/lift_peg.py --obs rgb --seeds 1 --runs runs --out docs/results       # images 128 x 128
+    python benchmarks/lift_peg.py --obs rgb-wrist --seeds 1 --runs runs --out docs/results # a second camera, at the wrist
 
 Each step is one `dsrl` command, printed before it runs; a step that stands whole in ``--runs`` is not run again.
 """
@@ -23,35 +24,48 @@ from dsrl_offpolicy.reports.curves import plot_success, read_metrics
 
 TASK = "LiftPegUpright-v1"
 WIDTHS = "--actor_hidden_dims 128 128 128 --critic_hidden_dims 128 128 128"
-EPISODE = f"--env_id {TASK} --max_episode_steps 100 --eval_end_on_success"
+WRIST = f"--env_id {TASK} --robot_uids panda_wristcam"
+"""A robot with a camera at its wrist; it starts a quarter turn away, so its episodes take 66 env steps, not 39."""
 DEMOS = (
-    f"--env_id {TASK} --demonstrator scripted --demo_steps 80 --noise_correlation 0.5 "
-    "--wrong_goal_offset 0 0.015 0 --wrong_goal_mirror"
+    "--demonstrator scripted --noise_correlation 0.5 --wrong_goal_offset 0 0.015 0 --wrong_goal_mirror "
+    "--action_noise 0.12 --wrong_goal_prob 0.4"
 )
-ERRORS = {
-    "state": "--episodes 100 --action_noise 0.12 --wrong_goal_prob 0.4",
-    "rgb": "--episodes 120 --action_noise 0.12 --wrong_goal_prob 0.4",
+RECORDED = {
+    "state": f"--env_id {TASK} --obs_mode state --demo_steps 80 --episodes 100",
+    "rgb": f"--env_id {TASK} --obs_mode rgb --demo_steps 80 --episodes 120",
+    "rgb-wrist": f"{WRIST} --obs_mode rgb --demo_steps 110 --episodes 120",
 }
-STAGE0 = f"{EPISODE} --total_iters 5000 --advantage_temperature 5 --critic_hidden_dims 128 128"
-ENCODER = {"state": "", "rgb": "--encoder_iters 2000"}
+EPISODE = {
+    "state": f"--env_id {TASK} --max_episode_steps 100 --eval_end_on_success",
+    "rgb": f"--env_id {TASK} --max_episode_steps 100 --eval_end_on_success",
+    "rgb-wrist": f"{WRIST} --max_episode_steps 130 --eval_end_on_success",
+}
+STAGE0 = "--total_iters 5000 --advantage_temperature 5 --critic_hidden_dims 128 128"
+ENCODER = {"state": "", "rgb": "--encoder_iters 2000", "rgb-wrist": "--encoder_iters 3000"}
 STAGE1 = (
-    f"{EPISODE} {WIDTHS} --total_iters 400 --candidate_pool 0 --batch_size 64 --lr 1e-3 --distill_q "
+    f"{WIDTHS} --total_iters 400 --candidate_pool 0 --batch_size 64 --lr 1e-3 --distill_q "
     "--critic_lr 1e-3 --log_freq 200 --eval_freq 0"
 )
 STAGE2 = (
-    f"{EPISODE} {WIDTHS} --warmup_steps 3000 --utd_ratio 10 --batch_size 128 "
+    f"{WIDTHS} --warmup_steps 3000 --utd_ratio 10 --batch_size 128 "
     "--actor_update_every 2 --regularizer kl --target_kl 25 --init_temperature 1.0 --no-backup_entropy "
     "--actor_lr 1e-4 --anneal_from 0.5 --log_freq 2000"
 )
-FROM_STAGE1 = {"state": "--init_critic --warmup_policy stage1 --stage1_checkpoint {stage1}", "rgb": ""}
+FROM_STAGE1 = {
+    "state": "--init_critic --warmup_policy stage1 --stage1_checkpoint {stage1}",
+    "rgb": "",
+    "rgb-wrist": "",
+}
 """Stage 2 on images starts from the prior: Stage 1 had left nothing of the base's success there."""
 LENGTH = {
     "state": "--total_timesteps 40000 --eval_freq 5000 --eval_episodes 100",
     "rgb": "--total_timesteps 40000 --eval_freq 5000 --eval_episodes 50",
+    "rgb-wrist": "--total_timesteps 40000 --eval_freq 5000 --eval_episodes 50",
 }
 EVALUATION = {
     "state": "--episodes 100 --constants 8 --screening_episodes 10",
     "rgb": "--episodes 100 --constants 0",
+    "rgb-wrist": "--episodes 100 --constants 0",
 }
 ROWS = {
     "base (prior noise)": "base policy (prior noise)",
@@ -70,22 +84,22 @@ def dsrl(command: str) -> None:
     subprocess.run([sys.executable, "-m", "dsrl_offpolicy.cli", *shlex.split(command)], check=True)
 
 
-def chain(folder: Path, seed: int, obs_mode: str, num_envs: int) -> None:
+def chain(folder: Path, seed: int, obs: str, num_envs: int) -> None:
     """Everything of one seed, into one folder; ``minutes.json`` keeps the wall-clock of each step."""
     minutes_file = folder / "minutes.json"
     minutes: dict[str, float] = json.loads(minutes_file.read_text()) if minutes_file.exists() else {}
     folder.mkdir(parents=True, exist_ok=True)
     base = f"--awsc_checkpoint {folder}/stage0/checkpoints/last.pt"
     stage1 = f"{folder}/stage1/checkpoints/last.pt"
-    start = FROM_STAGE1[obs_mode].format(stage1=stage1)
-    common = f"--seed {seed} --num_envs {num_envs}"
+    start = FROM_STAGE1[obs].format(stage1=stage1)
+    common = f"{EPISODE[obs]} --seed {seed} --num_envs {num_envs}"
     demos = f"--demo_path {folder}/demos.h5"
     steps = {
-        "demos.h5": f"demos {DEMOS} {ERRORS[obs_mode]} --seed {seed} --obs_mode {obs_mode}",
-        "stage0": f"pretrain {STAGE0} {ENCODER[obs_mode]} {common} {demos}",
+        "demos.h5": f"demos {RECORDED[obs]} {DEMOS} --seed {seed}",
+        "stage0": f"pretrain {STAGE0} {ENCODER[obs]} {common} {demos}",
         "stage1": f"stage1 {STAGE1} {common} {demos} {base}",
-        "stage2": f"stage2 {STAGE2} {LENGTH[obs_mode]} {common} {base} {start}",
-        "evaluation": f"eval {EPISODE} {EVALUATION[obs_mode]} {common} {base} --stage1_checkpoint {stage1} "
+        "stage2": f"stage2 {STAGE2} {LENGTH[obs]} {common} {base} {start}",
+        "evaluation": f"eval {EVALUATION[obs]} {common} {base} --stage1_checkpoint {stage1} "
         f"--stage2_checkpoint {folder}/stage2/checkpoints/last.pt",
     }
     for name, command in steps.items():
@@ -168,15 +182,15 @@ def main() -> int:
     """Run what is missing, write table, curve and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--obs_mode", choices=["state", "rgb"], default="state")
+    parser.add_argument("--obs", choices=list(RECORDED), default="state")
     parser.add_argument("--num_envs", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     arguments = parser.parse_args()
-    stem = f"{TASK}-{arguments.obs_mode}"
+    stem = f"{TASK}-{arguments.obs}"
     folders = {seed: arguments.runs / f"{stem}-seed{seed}" for seed in arguments.seeds}
     for seed, folder in folders.items():
-        chain(folder, seed, arguments.obs_mode, arguments.num_envs)
+        chain(folder, seed, arguments.obs, arguments.num_envs)
     arguments.out.mkdir(parents=True, exist_ok=True)
     table = report(folders)
     (arguments.out / f"{stem}.md").write_text(table)
@@ -187,8 +201,12 @@ def main() -> int:
             for r in curve(folder):
                 interval = [r["success_once"], r["success_once_low"], r["success_once_high"]]
                 writer.writerow([seed, r["env_steps"], *interval])
-    rgb = arguments.obs_mode == "rgb"
-    draw(folders, arguments.out / f"{stem}.png", f"{TASK}, {arguments.obs_mode}: Stage 2", training=rgb)
+    draw(
+        folders,
+        arguments.out / f"{stem}.png",
+        f"{TASK}, {arguments.obs}: Stage 2",
+        training=arguments.obs != "state",
+    )
     print(table)
     return 0
 

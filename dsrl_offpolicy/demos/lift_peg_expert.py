@@ -76,7 +76,8 @@ class LiftPegExpert:
         pointing_down = (Rotation.from_euler("x", np.pi) * hand.inv()).as_rotvec()
         if phase == HOVER:
             move = self._grasp + np.array([0, 0, HOVER_HEIGHT]) - tcp
-            return move, pointing_down, bool(np.linalg.norm(move) < 0.02)
+            level = np.linalg.norm(pointing_down) < 0.2  # a wrist camera's robot starts a quarter turn away
+            return move, pointing_down, bool(np.linalg.norm(move) < 0.02 and level)
         if phase in (DESCEND, CLOSE):
             move = self._grasp - tcp
             met = np.linalg.norm(move) < 0.01 if phase == DESCEND else self._steps >= 3
@@ -110,11 +111,13 @@ class Recording:
         obs_mode: flat states, or images beside them.
         reward_mode: ManiSkill's mode of the recorded rewards.
         demo_steps: env steps after which a demonstrator gives up.
+        robot_uids: ManiSkill's robot; None is the task's own.
     """
 
     obs_mode: str
     reward_mode: str
     demo_steps: int
+    robot_uids: str | None = None
 
 
 def record_lift_peg(
@@ -165,6 +168,7 @@ def _make_recorder(recording: Recording) -> Any:
             f"env_id: expected the extra maniskill (pip install 'dsrl_offpolicy[maniskill]') for {TASK}, {error}"
         ) from error
     mani_skill.logger.setLevel(logging.ERROR)
+    robot = {} if recording.robot_uids is None else {"robot_uids": recording.robot_uids}
     env = gym.make(
         TASK,
         obs_mode=recording.obs_mode,
@@ -173,6 +177,7 @@ def _make_recorder(recording: Recording) -> Any:
         sim_backend="physx_cpu",
         render_backend="none" if recording.obs_mode == "state" else "gpu",
         max_episode_steps=recording.demo_steps,
+        **robot,
     )
     return RecordEpisode(
         env, ".", trajectory_name="demos", save_video=False, save_on_reset=False, record_reward=True

@@ -55,7 +55,7 @@ def run(config: DemosConfig) -> Path:
     if config.env_id in PLANNED_TASKS and not parts_folder(path).exists():
         check_maniskill()
     if config.env_id in PLANNED_TASKS and config.demonstrator != "scripted":
-        _refuse(config, EXPERT_FLAGS, "a scripted expert")
+        _refuse(config, (*EXPERT_FLAGS, "robot_uids"), "a scripted expert")
         _record_plans(config, path)
     elif config.env_id == lift_peg_expert.TASK:
         named = config.control_mode == lift_peg_expert.CONTROL_MODE
@@ -71,7 +71,9 @@ def run(config: DemosConfig) -> Path:
         raise InputError(f"demonstrator: expected scripted for {config.env_id}, got planner")
     else:
         named = config.control_mode == CONTROL_MODE  # the one that it has
-        _refuse(config, [f for f in PLANNER_FLAGS if not (named and f == "control_mode")], "ManiSkill's planner")
+        flags = [f for f in PLANNER_FLAGS if not (named and f == "control_mode")]
+        _refuse(config, flags, "ManiSkill's planner")
+        _refuse(config, ("robot_uids",), "ManiSkill")
         _record_expert(config, path)
     return path
 
@@ -121,7 +123,9 @@ def _record_lift_peg(config: DemosConfig, path: Path) -> None:
     check_new_file(path)
     rng = numpy_generator(config.seed, "demonstrations")
     seeds = [int(s) for s in rng.integers(FIRST_EVALUATION_SEED, size=config.episodes)]
-    recording = lift_peg_expert.Recording(config.obs_mode, config.reward_mode, config.demo_steps)
+    recording = lift_peg_expert.Recording(
+        config.obs_mode, config.reward_mode, config.demo_steps, config.robot_uids
+    )
     imperfection = _imperfection(config)
     with ProgressReport("demos", config.episodes, "episodes") as progress:
 
