@@ -2,7 +2,7 @@
 
     python benchmarks/lift_peg.py --seeds 1 2 3 --runs runs --out docs/results            # states
     python benchmarks/lift_peg.py --obs rgb --seeds 1 --runs runs --out docs/results       # images 128 x 128
-    python benchmarks/lift_peg.py --obs rgb-wrist --seeds 1 --runs runs --out docs/results # a second camera, at the wrist
+    python benchmarks/lift_peg.py --obs rgb-wrist --seeds 1 --runs runs --out docs/results # a wrist camera too
 
 Each step is one `dsrl` command, printed before it runs; a step that stands whole in ``--runs`` is not run again.
 """

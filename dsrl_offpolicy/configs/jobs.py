@@ -131,7 +131,8 @@ class DemosConfig:
     max_episode_steps: int = 1000
     """ManiSkill: env steps until the recording's time limit; longer plans are dropped."""
     robot_uids: str | None = None
-    """LiftPegUpright-v1's scripted expert: ManiSkill's robot (panda_wristcam sees with its hand); default: the task's own."""
+    """LiftPegUpright-v1's scripted expert: ManiSkill's robot (panda_wristcam has a camera at its wrist);
+    default: the task's own."""
     demo_steps: int = 150
     """Scripted expert: env steps after which it gives up without success."""
     action_noise: float = 0.1
