@@ -63,6 +63,8 @@ class SimulatorConfig:
     """Height and width of ManiSkill's images; default: those of the demonstrations or the base policy."""
     robot_uids: str | None = None
     """ManiSkill's robot; default: the task's own."""
+    env_timeout: float = 300.0
+    """Seconds that an environment process may take for one macro-step or reset; then it is replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)

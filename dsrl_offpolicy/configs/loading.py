@@ -38,7 +38,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     **dict.fromkeys(
         ("lr", "encoder_lr", "actor_lr", "critic_lr", "temp_lr", "utd_ratio", "action_magnitude", "beta_latent",
-         "advantage_clip", "advantage_temperature", "max_weight", "reward_scale", "seconds"),
+         "advantage_clip", "advantage_temperature", "max_weight", "reward_scale", "seconds", "env_timeout"),
         _POSITIVE,
     ),
     **dict.fromkeys(

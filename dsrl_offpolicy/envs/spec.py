@@ -34,6 +34,7 @@ class EnvSpec:
             ``none`` for ``state``.
         image_size: (height, width) of ManiSkill's cameras, in pixels; None is the task's own.
         robot_uids: ManiSkill's robot (``panda_wristcam`` adds a camera); None is the task's own.
+        timeout: seconds that a process may take for one macro-step or reset before it counts as hung.
     """
 
     env_id: str
@@ -50,3 +51,4 @@ class EnvSpec:
     render_backend: RenderBackend = "auto"
     image_size: tuple[int, int] | None = None
     robot_uids: str | None = None
+    timeout: float = 300.0

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 
 from dsrl_offpolicy.envs.macro_step import MacroStepEnv
 from dsrl_offpolicy.envs.maniskill import ManiSkillEnv, sim_backend
+from dsrl_offpolicy.envs.processes import ProcessVectorEnv
 from dsrl_offpolicy.envs.simulators import make_env, simulator_of
 from dsrl_offpolicy.envs.spec import EnvSpec
 
@@ -41,8 +42,8 @@ def make_vector_env(spec: EnvSpec, num_envs: int) -> VectorEnv:
     """``num_envs`` macro-step environments that never reset by themselves.
 
     Reset the ended ones with ``reset(seed=[...], options={"reset_mask": mask})``. On the CPU each is a process,
-    held to one thread and started by ``forkserver``, because simulators hang or crash after a ``fork``; ManiSkill
-    on the GPU is one batched simulation in this process.
+    held to one thread and started by ``forkserver``, because simulators hang or crash after a ``fork``, and replaced
+    when it dies or hangs; ManiSkill on the GPU is one batched simulation in this process.
     """
     if _is_batched(spec):
         from dsrl_offpolicy.envs.maniskill_batched import make_batched_env
@@ -55,7 +56,7 @@ def _is_batched(spec: EnvSpec) -> bool:
     return simulator_of(spec.env_id) == "maniskill" and sim_backend(spec) == "physx_cuda"
 
 
-def _make_processes(spec: EnvSpec, num_envs: int) -> AsyncVectorEnv:
+def _make_processes(spec: EnvSpec, num_envs: int) -> ProcessVectorEnv:
     make = functools.partial(_make_in_process, spec)
     before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
@@ -64,7 +65,7 @@ def _make_processes(spec: EnvSpec, num_envs: int) -> AsyncVectorEnv:
         multiprocessing.get_context("forkserver").set_forkserver_preload(
             ["dsrl_offpolicy.envs.vector", "torch" if simulator_of(spec.env_id) == "maniskill" else "metaworld"]
         )
-        return AsyncVectorEnv([make] * num_envs, context="forkserver", autoreset_mode=AutoresetMode.DISABLED)
+        return ProcessVectorEnv(make, num_envs, spec.timeout)
     finally:
         for name, value in before.items():
             if value is None:

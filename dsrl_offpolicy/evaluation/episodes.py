@@ -79,7 +79,7 @@ def run_episodes(
     seeds: Sequence[int],
     device: torch.device | str = "cpu",
 ) -> list[EpisodeOutcome]:
-    """One episode per seed, in the order of ``seeds``.
+    """One episode per seed, in the order of ``seeds``. An episode whose environment process is lost begins again.
 
     Args:
         env: macro-step environments that do not reset by themselves (``envs.make_vector_env``). Those with
@@ -117,6 +117,10 @@ def run_episodes(
         chunk = base_policy.decode(features, latent)[:, base_policy.executed_rows]
         obs, _, terminated, truncated, info = env.step(chunk if batched else chunk.cpu().numpy())
         over = torch.as_tensor(terminated | truncated).tolist()
+        lost = [slot for slot in list(running) if info.get("lost", [False] * slots)[slot]]
+        for slot in lost:  # its process was replaced: the episode begins again
+            index = running.pop(slot)
+            waiting.append((index, seeds[index]))
         ended = [slot for slot in list(running) if over[slot]]
         for slot in ended:
             index = running.pop(slot)
@@ -127,6 +131,6 @@ def run_episodes(
                 episode_return=float(info["episode_return"][slot]),
                 length=int(info["episode_length"][slot]),
             )
-        if ended and waiting and not (batched and running):
-            obs = start(list(range(slots)) if batched else ended)
+        if (ended or lost) and waiting and not (batched and running):
+            obs = start(list(range(slots)) if batched else ended + lost)
     return [outcomes[index] for index in range(len(seeds))]

@@ -26,14 +26,16 @@ class Collected:
     """What one vector macro-step brought.
 
     Attributes:
-        transitions: macro-transitions stored (one per environment).
+        transitions: macro-transitions stored (one per environment that was not lost).
         env_steps: primitive steps, summed over environments.
         finished: for each episode that ended: (success_once, return, env steps).
+        lost: macro-steps dropped because their environment process died or hung.
     """
 
     transitions: int
     env_steps: int
     finished: list[tuple[bool, float, int]]
+    lost: int = 0
 
 
 @dataclass
@@ -99,34 +101,44 @@ class Collector:
         self._send_chunks(chunk)
 
     def collect(self) -> Collected:
-        """Wait for the environments, store what happened, reset the ended episodes."""
+        """Wait for the environments, store what happened, reset the ended and the lost episodes."""
         assert self._latent is not None, "collect() follows launch()"
         obs, reward, terminated, truncated, info = self._receive()
         next_features = self._encode(obs)
-        self.buffer.add(
-            obs_features=self._features,
-            latent=self._latent,
-            reward=self._tensor(reward, torch.float32),
-            next_obs_features=next_features,
-            terminated=self._tensor(terminated, torch.bool),
-            truncated=self._tensor(truncated, torch.bool),
-            n_steps=self._tensor(info["n_steps"], torch.int32),
-            gamma=self.gamma,
-        )
+        lost = np.asarray(info.get("lost", np.zeros(self.env.num_envs, dtype=bool)))
+        self._store(np.flatnonzero(~lost), reward, next_features, terminated, truncated, info["n_steps"])
         ended = self._tensor(terminated | truncated, torch.bool).cpu().numpy()
         finished = [
             (bool(info["success_once"][i]), float(info["episode_return"][i]), int(info["episode_length"][i]))
             for i in np.flatnonzero(ended)
         ]
-        if ended.any():
+        over = ended | lost
+        if over.any():
             seeds = self._draw_seeds()
-            obs, _ = self.env.reset(seed=seeds, options={"reset_mask": ended})
-            for i in np.flatnonzero(ended):
+            obs, _ = self.env.reset(seed=seeds, options={"reset_mask": over})
+            for i in np.flatnonzero(over):
                 self._episodes[i] = Episode(seeds[i], [])
             next_features = self._encode(obs)
         self._features = next_features
         self._latent = None
-        return Collected(self.env.num_envs, int(np.sum(info["n_steps"])), finished)
+        return Collected(int(np.sum(~lost)), int(np.sum(info["n_steps"])), finished, int(np.sum(lost)))
+
+    def _store(
+        self, kept: np.ndarray, reward: Any, next_features: Tensor, terminated: Any, truncated: Any, n_steps: Any
+    ) -> None:
+        """Add the macro-transitions of the slots ``kept`` to the buffer."""
+        assert self._latent is not None
+        index = self._tensor(kept, torch.int64)
+        self.buffer.add(
+            obs_features=self._features[index],
+            latent=self._latent[index],
+            reward=self._tensor(reward, torch.float32)[index],
+            next_obs_features=next_features[index],
+            terminated=self._tensor(terminated, torch.bool)[index],
+            truncated=self._tensor(truncated, torch.bool)[index],
+            n_steps=self._tensor(n_steps, torch.int32)[index],
+            gamma=self.gamma,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What brings a new collector to this point, between launch and collect (:meth:`load_state_dict`)."""

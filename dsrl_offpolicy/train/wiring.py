@@ -149,6 +149,7 @@ def task_env_spec(spec: ShortcutFlowSpec, config: SimulatorConfig, **values: Any
         render_backend=config.render_backend,
         image_size=config.image_size or spec.image_size,
         robot_uids=config.robot_uids,
+        timeout=config.env_timeout,
         **values,
     )
 

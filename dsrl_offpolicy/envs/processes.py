@@ -1,0 +1,214 @@
+"""Environments in processes of their own, of which one may die or hang without ending the run."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
+
+from dsrl_offpolicy.errors import InputError
+
+DIED = "died"
+MOST_LOSSES = 3
+"""Losses of one slot in a row that end the run: a process that always fails is not an accident."""
+
+
+class ProcessVectorEnv(VectorEnv):
+    """``num_envs`` environments that never reset by themselves, a process each, started by ``forkserver``.
+
+    A process that dies, raises, or takes longer than ``timeout`` is ended and replaced. What it was doing is lost:
+    ``step`` then tells ``info["lost"]`` for its slot, with zeros in every other entry, and the observation is the
+    start of an episode of the new process. The caller drops that step and resets the slot.
+
+    Args:
+        make: builds one environment; picklable. Called once in this process, for its spaces.
+        num_envs: processes.
+        timeout: seconds that one step or reset may take, the building of a new environment included.
+    """
+
+    def __init__(self, make: Callable[[], gym.Env], num_envs: int, timeout: float) -> None:
+        probe = make()
+        self.single_observation_space, self.single_action_space = probe.observation_space, probe.action_space
+        probe.close()
+        self.num_envs = num_envs
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
+        self.timeout = timeout
+        self._make = _Worker(make, self.single_observation_space, self.single_action_space)
+        self._obs: list[Any] = [None] * num_envs
+        self._seeds: list[int | None] = [None] * num_envs
+        self._unsent: list[str | None] = [None] * num_envs
+        self._losses = [0] * num_envs
+        self._blank: dict[str, np.ndarray] = {}
+        self._stepping = False
+        self._slots: list[AsyncVectorEnv] = []
+        with ThreadPoolExecutor(num_envs) as pool:  # a start waits until its environment stands
+            self._slots += pool.map(lambda _: self._start(), range(num_envs))
+
+    @property
+    def processes(self) -> list[Any]:
+        """The process of every slot."""
+        return [slot.processes[0] for slot in self._slots]
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begin episodes, in the slots of ``options["reset_mask"]`` or in all; the others stay as they are.
+
+        Raises:
+            InputError: a process that is lost several times in a row.
+        """
+        seeds = [None] * self.num_envs if seed is None else seed
+        if isinstance(seeds, int):
+            seeds = [seeds + i for i in range(self.num_envs)]
+        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool))
+        chosen = np.flatnonzero(mask).tolist()
+        for i in chosen:
+            self._seeds[i] = seeds[i]
+            self._send(i, "reset_async", seed=[self._seeds[i]])
+        self._receive_resets(chosen)
+        return self._observations(), {}
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Set every environment going."""
+        self._stepping = True
+        for i in range(self.num_envs):
+            self._send(i, "step_async", actions[i : i + 1])
+
+    def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """What the environments came to; ``info["lost"]`` marks slots whose process was replaced.
+
+        Raises:
+            InputError: a process that is lost several times in a row.
+        """
+        self._stepping = False
+        reward = np.zeros(self.num_envs)
+        terminated, truncated, lost = np.zeros((3, self.num_envs), dtype=bool)
+        infos = [self._blank] * self.num_envs
+        deadline = time.monotonic() + self.timeout
+        for i in range(self.num_envs):
+            result = self._wait(i, "step_wait", deadline)
+            if isinstance(result, str):
+                lost[i] = True
+                self._replace(i, result)
+                self._receive_resets([i])
+                continue
+            self._losses[i] = 0
+            obs, (reward[i],), (terminated[i],), (truncated[i],), infos[i] = result
+            self._keep(i, obs, infos[i])
+        info = {name: np.concatenate([found[name] for found in infos]) for name in self._blank}
+        return self._observations(), reward, terminated, truncated, {**info, "lost": lost}
+
+    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """``step_async`` and ``step_wait``."""
+        self.step_async(actions)
+        return self.step_wait()
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """End every process; one that does not answer is killed."""
+        for slot in self._slots:
+            with contextlib.suppress(Exception):  # a process that is not well cannot say goodbye
+                if self._stepping:
+                    slot.step_wait(timeout=self.timeout)
+                slot.close()
+                continue
+            _kill(slot)
+
+    def _start(self) -> AsyncVectorEnv:
+        return AsyncVectorEnv([self._make], context="forkserver", autoreset_mode=AutoresetMode.DISABLED)
+
+    def _send(self, i: int, call: str, *args: Any, **kwargs: Any) -> None:
+        self._unsent[i] = None
+        try:
+            getattr(self._slots[i], call)(*args, **kwargs)
+        except (OSError, EOFError):
+            self._unsent[i] = DIED
+
+    def _wait(self, i: int, call: str, deadline: float) -> Any:
+        """The result of a call that was sent, or why there is none."""
+        if self._unsent[i] is not None:
+            return self._unsent[i]
+        try:
+            return getattr(self._slots[i], call)(timeout=max(deadline - time.monotonic(), 0.0))
+        except multiprocessing.TimeoutError:
+            return f"took more than {self.timeout:g} s"
+        except (EOFError, OSError):
+            return DIED
+        except Exception as error:  # whatever the simulator raised
+            return f"raised {type(error).__name__}: {' '.join(str(error).split())}"
+
+    def _receive_resets(self, chosen: Iterable[int]) -> None:
+        """Wait for resets; a process that is lost meanwhile is replaced and reset again with the same seed."""
+        deadline = time.monotonic() + self.timeout
+        for i in chosen:
+            while isinstance(result := self._wait(i, "reset_wait", deadline), str):
+                self._replace(i, result)
+                deadline = time.monotonic() + self.timeout
+            self._keep(i, *result)
+
+    def _replace(self, i: int, reason: str) -> None:
+        """A new process for slot ``i``, with a reset on its way."""
+        process = self.processes[i]
+        _kill(self._slots[i])
+        if reason == DIED:
+            reason += f" (exit code {process.exitcode})"
+        self._losses[i] += 1
+        if self._losses[i] > MOST_LOSSES:
+            raise InputError(
+                f"environment: expected process {i} to go on, it was lost {self._losses[i]} times in a row: {reason}"
+            )
+        print(f"note: environment process {i} {reason}; it is replaced, its step is lost", file=sys.stderr)
+        try:
+            self._slots[i] = self._start()
+        except (OSError, EOFError):  # it died while it built its environment
+            self._unsent[i] = DIED
+        else:
+            self._send(i, "reset_async", seed=[self._seeds[i]])
+
+    def _keep(self, i: int, obs: Any, info: dict[str, np.ndarray]) -> None:
+        """Note an observation, and which entries an info has."""
+        self._obs[i] = next(iter(iterate(self._slots[i].observation_space, obs)))
+        self._blank = {name: np.zeros_like(value) for name, value in info.items() if not name.startswith("_")}
+
+    def _observations(self) -> Any:
+        space = self.single_observation_space
+        return concatenate(space, self._obs, create_empty_array(space, self.num_envs))
+
+
+class _Worker:
+    """Builds the environment in the process that it is sent to; in this one it only tells the spaces, which is all
+    that Gymnasium asks of it here."""
+
+    def __init__(self, make: Callable[[], gym.Env], observation_space: gym.Space, action_space: gym.Space) -> None:
+        self._make = make
+        self._spaces: tuple[gym.Space, gym.Space] | None = (observation_space, action_space)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_make": self._make, "_spaces": None}
+
+    def __call__(self) -> gym.Env:
+        if self._spaces is None:
+            return self._make()
+        stand_in: gym.Env = gym.Env()
+        stand_in.observation_space, stand_in.action_space = self._spaces
+        return stand_in
+
+
+def _kill(slot: AsyncVectorEnv) -> None:
+    for process in slot.processes:
+        process.kill()
+        process.join()
+    for pipe in slot.parent_pipes:
+        if pipe is not None:
+            pipe.close()
+    slot.closed = True
