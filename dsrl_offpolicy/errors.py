@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class InputError(ValueError):
@@ -12,6 +13,19 @@ class InputError(ValueError):
     The message is one line: it names the thing, what was expected and what came. The command line prints it
     without a traceback and exits with status 2.
     """
+
+
+class NonFiniteError(InputError):
+    """NaN or infinity where only finite numbers make sense.
+
+    Args:
+        message: the line to print.
+        evidence: tensors and plain values to look at; a training job keeps them in a snapshot.
+    """
+
+    def __init__(self, message: str, evidence: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.evidence = evidence
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

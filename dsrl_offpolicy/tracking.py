@@ -25,7 +25,7 @@ from rich.progress import (
 from torch.utils.tensorboard import SummaryWriter
 
 from dsrl_offpolicy.configs.loading import to_plain
-from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.errors import InputError, NonFiniteError
 
 Scalar = float | int | torch.Tensor
 
@@ -113,12 +113,14 @@ class Run:
             prefix: group in TensorBoard.
 
         Raises:
-            InputError: a number that is not finite, which ends the run before a checkpoint keeps it.
+            NonFiniteError: which ends the run before a checkpoint keeps it.
         """
         row = {name: float(value) for name, value in metrics.items()}
         for name, value in row.items():
             if not math.isfinite(value):
-                raise InputError(f"{name}: expected a finite number, got {value} at {dict(axes)}")
+                raise NonFiniteError(
+                    f"{name}: expected a finite number, got {value} at {dict(axes)}", {"metrics": row}
+                )
         line = {**axes, "minutes": round(self.minutes, 4), **row}
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dsrl_offpolicy.contracts import MacroBatch
-from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.errors import InputError, NonFiniteError
 
 
 class MacroReplayBuffer:
@@ -78,7 +78,7 @@ class MacroReplayBuffer:
         ``next_obs_features``, which must be those of the true last observation.
 
         Raises:
-            InputError: non-finite features, latents or rewards; nothing is stored.
+            NonFiniteError: in features, latents or rewards; nothing is stored.
         """
         added = {
             "obs_features": obs_features,
@@ -92,7 +92,10 @@ class MacroReplayBuffer:
         }
         for name in ("obs_features", "latent", "reward", "next_obs_features"):
             if not bool(torch.isfinite(added[name]).all()):
-                raise InputError(f"replay buffer: expected finite numbers, got NaN or infinity in {name}")
+                raise NonFiniteError(
+                    f"replay buffer: expected finite numbers, got NaN or infinity in {name}",
+                    {"transitions": added},
+                )
         count = len(reward)
         index = (self.total_added + torch.arange(count, device=self.device)) % self.capacity
         for name, value in added.items():

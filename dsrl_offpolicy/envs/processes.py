@@ -165,7 +165,7 @@ class ProcessVectorEnv(VectorEnv):
         self._losses[i] += 1
         if self._losses[i] > MOST_LOSSES:
             raise InputError(
-                f"environment: expected process {i} to go on, it was lost {self._losses[i]} times in a row: {reason}"
+                f"environment: expected process {i} to work, it was lost {self._losses[i]} times running: {reason}"
             )
         print(f"note: environment process {i} {reason}; it is replaced, its step is lost", file=sys.stderr)
         try:

@@ -42,8 +42,8 @@ def make_vector_env(spec: EnvSpec, num_envs: int) -> VectorEnv:
     """``num_envs`` macro-step environments that never reset by themselves.
 
     Reset the ended ones with ``reset(seed=[...], options={"reset_mask": mask})``. On the CPU each is a process,
-    held to one thread and started by ``forkserver``, because simulators hang or crash after a ``fork``, and replaced
-    when it dies or hangs; ManiSkill on the GPU is one batched simulation in this process.
+    held to one thread and started by ``forkserver``, because simulators hang or crash after a ``fork``; one that
+    dies or hangs is replaced. ManiSkill on the GPU is one batched simulation in this process.
     """
     if _is_batched(spec):
         from dsrl_offpolicy.envs.maniskill_batched import make_batched_env

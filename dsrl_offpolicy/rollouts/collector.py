@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.contracts import BasePolicy, LatentSource, observation_tensors
-from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.errors import NonFiniteError
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED
 
@@ -89,19 +89,31 @@ class Collector:
         self._latent: Tensor | None = None
 
     def launch(self, source: LatentSource) -> None:
-        """Choose latents for the current observations and set the environments going."""
+        """Choose latents for the current observations and set the environments going.
+
+        Raises:
+            NonFiniteError: actions that are not finite; none is sent.
+        """
         with torch.no_grad():
             shape = (self.env.num_envs, *self.base_policy.latent_shape)
             noise = torch.randn(shape, generator=self.noise, device=self.device)
             full = source(self._features, noise)
             self._latent = self.layout.select(full)
             chunk = self.base_policy.decode(self._features, full)[:, self.base_policy.executed_rows]
+        if not bool(chunk.isfinite().all()):
+            evidence = {"features": self._features, "latent": self._latent, "chunk": chunk}
+            raise NonFiniteError("policy: expected finite actions, got NaN or infinity", evidence)
         for episode, actions in zip(self._episodes, chunk.cpu(), strict=True):
             episode.chunks.append(actions)
         self._send_chunks(chunk)
 
     def collect(self) -> Collected:
-        """Wait for the environments, store what happened, reset the ended and the lost episodes."""
+        """Wait for the environments, store what happened, reset the ended and the lost episodes.
+
+        Raises:
+            NonFiniteError: observations or rewards that are not finite; the macro-step is not stored.
+            InputError: an environment process that is lost again and again.
+        """
         assert self._latent is not None, "collect() follows launch()"
         obs, reward, terminated, truncated, info = self._receive()
         next_features = self._encode(obs)
@@ -206,7 +218,7 @@ class Collector:
         tensors = observation_tensors(obs, self.device)
         state = tensors if isinstance(tensors, Tensor) else tensors["state"]
         if not bool(state.isfinite().all()):
-            raise InputError("environment: expected finite observations, got NaN or infinity")
+            raise NonFiniteError("environment: expected finite observations, got NaN or infinity", {"obs": state})
         with torch.no_grad():
             return self.base_policy.encode(tensors)
 

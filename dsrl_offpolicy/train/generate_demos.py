@@ -71,8 +71,7 @@ def run(config: DemosConfig) -> Path:
         raise InputError(f"demonstrator: expected scripted for {config.env_id}, got planner")
     else:
         named = config.control_mode == CONTROL_MODE  # the one that it has
-        flags = [f for f in PLANNER_FLAGS if not (named and f == "control_mode")]
-        _refuse(config, flags, "ManiSkill's planner")
+        _refuse(config, [f for f in PLANNER_FLAGS if not (named and f == "control_mode")], "ManiSkill's planner")
         _refuse(config, ("robot_uids",), "ManiSkill")
         _record_expert(config, path)
     return path

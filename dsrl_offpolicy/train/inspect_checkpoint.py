@@ -35,9 +35,10 @@ NETWORKS = {
     "base_policy": ("encoder", "velocity_net_ema", "critic"),
     "stage1": ("policy", "critic"),
     "stage2": ("policy",),
+    "snapshot": ("networks",),
 }
 """Networks that a checkpoint of each kind is there for; optimisers, targets and buffers are not among them."""
-SHOWN = ("spec", "steering", "counters", "critic_shape", "env_id", "gradient_steps", "base_fingerprint")
+SHOWN = ("spec", "steering", "counters", "critic_shape", "env_id", "gradient_steps", "base_fingerprint", "message")
 """Plain values of our checkpoints that say what they are."""
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
 from dsrl_offpolicy.configs.jobs import Stage2Config
-from dsrl_offpolicy.contracts import LatentSource
+from dsrl_offpolicy.contracts import LatentSource, MacroBatch
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import EvaluationSummary, evaluation_seeds, run_episodes, summarise
@@ -29,7 +28,8 @@ from dsrl_offpolicy.seeding import numpy_generator, random_states, restore_rando
 from dsrl_offpolicy.tracking import ProgressReport, Run, create_run_folder
 from dsrl_offpolicy.train.interruption import Interrupted, Interruption
 from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
-from dsrl_offpolicy.train.stage2_parts import build_agent, training_env_spec
+from dsrl_offpolicy.train.snapshots import check_finite, snapshot_of_non_finite
+from dsrl_offpolicy.train.stage2_parts import Counters, build_agent, training_env_spec
 from dsrl_offpolicy.train.steering_files import fingerprint, save_steering, steering_content
 from dsrl_offpolicy.train.wiring import (
     base_env_spec,
@@ -44,31 +44,6 @@ from dsrl_offpolicy.train.wiring import (
 
 COMPILE_FROM = 10_000
 """Planned gradient steps from which ``compile=auto`` compiles (docs/performance.md)."""
-
-
-@dataclass
-class Counters:
-    """Where a run stands.
-
-    ``earning_transitions`` are the macro-transitions stored since updates began; the effective update-to-data
-    ratio is ``gradient_steps / earning_transitions``. Burn-in steps are counted apart.
-    """
-
-    env_steps: int = 0
-    macro_steps: int = 0
-    gradient_steps: int = 0
-    burnin_steps: int = 0
-    earning_transitions: int = 0
-    episodes: int = 0
-
-    def owed(self, utd_ratio: float) -> int:
-        """Gradient steps that the stored transitions have earned and that are not done yet."""
-        return int(self.earning_transitions * utd_ratio + 1e-9) - self.gradient_steps
-
-    @property
-    def utd_effective(self) -> float:
-        """Gradient steps per macro-transition, as done."""
-        return self.gradient_steps / max(self.earning_transitions, 1)
 
 
 class EvaluationStopped(Exception):
@@ -107,6 +82,7 @@ class Stage2:
         self.last_evaluation: EvaluationSummary | None = None
         self._actor_metrics: dict[str, torch.Tensor] = {}
         self._rate_mark = (0.0, 0, 0)
+        self._batch: MacroBatch | None = None
 
     def run(self) -> Path:
         """Train to ``total_timesteps``. Returns the run folder."""
@@ -123,6 +99,7 @@ class Stage2:
         with (
             Run(folder, config, track=config.track, wandb_project=config.wandb_project, resume=resumed) as tracker,
             Interruption() as stop,
+            snapshot_of_non_finite(folder, self._snapshot),
         ):
             self._compile()
             env = make_vector_env(self.env_spec, config.num_envs)
@@ -132,9 +109,8 @@ class Stage2:
                 self._loop(tracker, env, eval_env, state, stop)
             finally:
                 for vector in (env, eval_env):
-                    with contextlib.suppress(EOFError, OSError):  # a worker that a signal ended cannot say goodbye
-                        if vector is not None:
-                            vector.close()
+                    if vector is not None:
+                        vector.close()
             tracker.write_summary(self._summary(tracker))
             self._save_run(tracker, None)
         plot_stage2_run(folder, {}, f"{config.env_id}, seed {config.seed}")
@@ -214,6 +190,7 @@ class Stage2:
         counters.env_steps += collected.env_steps
         counters.macro_steps += collected.transitions
         counters.episodes += len(collected.finished)
+        counters.lost_macro_steps += collected.lost
         self.recent.extend(success for success, _, _ in collected.finished)
 
     def _warmup_source(self) -> LatentSource:
@@ -237,7 +214,8 @@ class Stage2:
         for _ in range(steps):
             counters.gradient_steps += 1
             with_actor = counters.gradient_steps % config.actor_update_every == 0
-            metrics = self._gradient_step(self.buffer.sample(config.batch_size), update_actor=with_actor)
+            self._batch = self.buffer.sample(config.batch_size)
+            metrics = self._gradient_step(self._batch, update_actor=with_actor)
             if with_actor:
                 self._actor_metrics = metrics
             if counters.gradient_steps % config.log_freq == 0:
@@ -256,6 +234,7 @@ class Stage2:
             "train_success": sum(self.recent) / max(len(self.recent), 1),
             "utd_effective": counters.utd_effective,
             "buffer_size": len(self.buffer),
+            "lost_macro_steps": counters.lost_macro_steps,
         }
         row = tracker.log({**metrics, **training, **rates}, self._axes(), "train")
         shown = {"success": row["train_success"], "q_mean": row["q_mean"], "alpha": row.get("alpha", "-")}
@@ -307,6 +286,7 @@ class Stage2:
 
     def _save_run(self, tracker: Run, collector: Collector | None) -> None:
         """Everything that the rest of the run depends on; without a collector, of a run that is at its end."""
+        check_finite(self.agent, self._axes())
         state: dict[str, Any] = {
             "env_id": self.config.env_id,
             "device": self.device.type,
@@ -325,6 +305,15 @@ class Stage2:
         content = steering_content(self.agent.actor, self.base, self.config.actor_hidden_dims, state)
         self.checkpoints.save(content)
         self.replay_files.discard_older()
+
+    def _snapshot(self) -> dict[str, Any]:
+        """What to look at beside a number that is not finite."""
+        return {
+            "env_id": self.config.env_id,
+            "counters": asdict(self.counters),
+            "networks": self.agent.state_dict(),
+            "batch": vars(self._batch) if self._batch is not None else None,
+        }
 
     def _load_state(self) -> dict[str, Any]:
         state = self.checkpoints.load(lambda content: self.replay_files.check(content["replay"]))

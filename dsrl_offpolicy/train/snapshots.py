@@ -1,0 +1,42 @@
+"""What a run looked like when a number stopped being finite, for a person to inspect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from dsrl_offpolicy.checkpoint import save_checkpoint
+from dsrl_offpolicy.errors import NonFiniteError
+
+SNAPSHOT = "non_finite.pt"
+
+
+@contextmanager
+def snapshot_of_non_finite(folder: Path, state: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
+    """Inside, a :class:`NonFiniteError` leaves ``non_finite.pt`` in the run folder: its evidence, and ``state``.
+
+    The checkpoints that the run goes on from stay as they were saved before.
+    """
+    try:
+        yield
+    except NonFiniteError as error:
+        path = folder / SNAPSHOT
+        save_checkpoint(path, "snapshot", {"message": str(error), "evidence": dict(error.evidence), **state()})
+        raise NonFiniteError(f"{error}; a snapshot is in {path}", error.evidence) from error
+
+
+def check_finite(module: nn.Module, when: Mapping[str, int]) -> None:
+    """Refuse weights that are not finite, so that no checkpoint keeps them.
+
+    Raises:
+        NonFiniteError: naming the first such tensor.
+    """
+    for name, value in module.state_dict().items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+            raise NonFiniteError(
+                f"{name}: expected finite weights, got NaN or infinity at {dict(when)}", {"weights": {name: value}}
+            )
