@@ -28,9 +28,8 @@ FLAGS = (
 WALL_CLOCK = ("minutes", "env_steps_per_s", "gradient_steps_per_s")
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("resume")
+def make_base(folder: Path) -> Path:
+    """A hardly trained base policy."""
     demos = generate_demos.run(DemosConfig(env_id=TASK, out=folder / "demos.h5", episodes=3, demo_steps=40))
     stage0 = pretrain_stage0.run(
         Stage0Config(
@@ -39,6 +38,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )  # fmt: skip
     return stage0 / "checkpoints" / "last.pt"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("resume"))
 
 
 def start(arguments: str) -> subprocess.Popen[str]:

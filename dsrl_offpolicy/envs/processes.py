@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array,
 
 from dsrl_offpolicy.errors import InputError
 
+CLOSING = 10.0
 DIED = "died"
 MOST_LOSSES = 3
 """Losses of one slot in a row that end the run: a process that always fails is not an accident."""
@@ -50,7 +52,6 @@ class ProcessVectorEnv(VectorEnv):
         self._unsent: list[str | None] = [None] * num_envs
         self._losses = [0] * num_envs
         self._blank: dict[str, np.ndarray] = {}
-        self._stepping = False
         self._slots: list[AsyncVectorEnv] = []
         with ThreadPoolExecutor(num_envs) as pool:  # a start waits until its environment stands
             self._slots += pool.map(lambda _: self._start(), range(num_envs))
@@ -81,7 +82,6 @@ class ProcessVectorEnv(VectorEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         """Set every environment going."""
-        self._stepping = True
         for i in range(self.num_envs):
             self._send(i, "step_async", actions[i : i + 1])
 
@@ -91,7 +91,6 @@ class ProcessVectorEnv(VectorEnv):
         Raises:
             InputError: a process that is lost several times in a row.
         """
-        self._stepping = False
         reward = np.zeros(self.num_envs)
         terminated, truncated, lost = np.zeros((3, self.num_envs), dtype=bool)
         infos = [self._blank] * self.num_envs
@@ -100,7 +99,7 @@ class ProcessVectorEnv(VectorEnv):
             result = self._wait(i, "step_wait", deadline)
             if isinstance(result, str):
                 lost[i] = True
-                self._replace(i, result)
+                self._replace(i, result, "its step is lost")
                 self._receive_resets([i])
                 continue
             self._losses[i] = 0
@@ -115,13 +114,13 @@ class ProcessVectorEnv(VectorEnv):
         return self.step_wait()
 
     def close_extras(self, **kwargs: Any) -> None:
-        """End every process; one that does not answer is killed."""
-        for slot in self._slots:
-            with contextlib.suppress(Exception):  # a process that is not well cannot say goodbye
-                if self._stepping:
-                    slot.step_wait(timeout=self.timeout)
-                slot.close()
-                continue
+        """Let every process close its environment; one that does not within ``CLOSING`` seconds is killed."""
+        goodbyes = [threading.Thread(target=_close, args=(slot,), daemon=True) for slot in self._slots]
+        for goodbye in goodbyes:
+            goodbye.start()
+        deadline = time.monotonic() + min(CLOSING, self.timeout)
+        for slot, goodbye in zip(self._slots, goodbyes, strict=True):
+            goodbye.join(max(deadline - time.monotonic(), 0.0))
             _kill(slot)
 
     def _start(self) -> AsyncVectorEnv:
@@ -152,11 +151,11 @@ class ProcessVectorEnv(VectorEnv):
         deadline = time.monotonic() + self.timeout
         for i in chosen:
             while isinstance(result := self._wait(i, "reset_wait", deadline), str):
-                self._replace(i, result)
+                self._replace(i, result, "its episode begins anew")
                 deadline = time.monotonic() + self.timeout
             self._keep(i, *result)
 
-    def _replace(self, i: int, reason: str) -> None:
+    def _replace(self, i: int, reason: str, consequence: str) -> None:
         """A new process for slot ``i``, with a reset on its way."""
         process = self.processes[i]
         _kill(self._slots[i])
@@ -167,7 +166,7 @@ class ProcessVectorEnv(VectorEnv):
             raise InputError(
                 f"environment: expected process {i} to work, it was lost {self._losses[i]} times running: {reason}"
             )
-        print(f"note: environment process {i} {reason}; it is replaced, its step is lost", file=sys.stderr)
+        print(f"note: environment process {i} {reason}; it is replaced, {consequence}", file=sys.stderr)
         try:
             self._slots[i] = self._start()
         except (OSError, EOFError):  # it died while it built its environment
@@ -202,6 +201,11 @@ class _Worker:
         stand_in: gym.Env = gym.Env()
         stand_in.observation_space, stand_in.action_space = self._spaces
         return stand_in
+
+
+def _close(slot: AsyncVectorEnv) -> None:
+    with contextlib.suppress(Exception):  # a process that is not well cannot say goodbye
+        slot.close()
 
 
 def _kill(slot: AsyncVectorEnv) -> None:

@@ -30,7 +30,7 @@ def simulator_of(env_id: str) -> Literal["metaworld", "maniskill", "gymnasium"]:
     """Which simulator an id belongs to. ManiSkill is imported only for ids that no other knows."""
     if env_id in metaworld_tasks():
         return "metaworld"
-    if env_id in gym.registry and "mani_skill" not in sys.modules:
+    if ":" in env_id or (env_id in gym.registry and "mani_skill" not in sys.modules):  # "module:id" is Gymnasium's
         return "gymnasium"
     return "maniskill" if env_id in maniskill_tasks() else "gymnasium"
 

@@ -127,10 +127,12 @@ def test_a_process_that_always_dies_ends_the_run() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
-def test_closing_waits_for_no_process_that_cannot_answer(number) -> None:
+@pytest.mark.parametrize("stepping", [True, False])
+def test_closing_waits_for_no_process_that_cannot_answer(number, stepping) -> None:
     env = pair(timeout=2.0)
     processes = env.processes
-    env.step_async(CHUNKS)
+    if stepping:
+        env.step_async(CHUNKS)
     os.kill(processes[0].pid, number)
     env.close()
     assert all(p.exitcode is not None for p in processes)
