@@ -20,6 +20,7 @@ COMMANDS = {
     "eval": ("dsrl_offpolicy.train.evaluate", "compare base, controls and latent policies"),
 }
 TOOLS = {
+    "compare": ("dsrl_offpolicy.train.compare", "RUN_DIR...: Stage 2 over seeds, groups of runs with intervals"),
     "checkpoint": ("dsrl_offpolicy.train.inspect_checkpoint", "inspect FILE: what a checkpoint holds"),
     "doctor": ("dsrl_offpolicy.train.doctor", "env: whether an environment works here, its spaces and speed"),
 }
