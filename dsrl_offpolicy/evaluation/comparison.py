@@ -37,7 +37,7 @@ class EvaluatedRun:
 
     name: str
     task: str
-    seed: int | None
+    seed: int
     env_steps: np.ndarray
     success: np.ndarray
     low: np.ndarray
@@ -50,7 +50,7 @@ class RunNumbers:
 
     name: str
     task: str
-    seed: int | None
+    seed: int
     last_evaluation: int
     success: float
     area: float

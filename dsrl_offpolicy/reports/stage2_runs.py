@@ -39,7 +39,13 @@ def read_run(folder: Path) -> Stage2Run:
     Raises:
         InputError: no such run, no evaluation in it, or damaged files.
     """
-    folder = folder.expanduser()
+    try:
+        return _read(folder.expanduser())
+    except OSError as error:
+        raise InputError(f"RUN_DIR: expected a run folder that can be read, got: {error}") from error
+
+
+def _read(folder: Path) -> Stage2Run:
     inner = folder / "stage2"
     folder = inner if (inner / "config.yaml").is_file() else folder
     for name in ("config.yaml", "metrics.jsonl"):
@@ -48,11 +54,14 @@ def read_run(folder: Path) -> Stage2Run:
     settings = read_settings(folder / "config.yaml")
     if "total_timesteps" not in settings:
         raise InputError(f"RUN_DIR: expected a run of Stage 2 or a quickstart's, {folder} is another")
+    complete = {**to_plain(Stage2Config()), **settings}
+    if type(complete["seed"]) is not int:
+        raise InputError(f"{folder / 'config.yaml'}: expected a whole number as seed, got {complete['seed']}")
     rows = [row for row in read_metrics(folder) if "success_once" in row]
     if not rows:
         raise InputError(f"RUN_DIR: expected a run with evaluations, {folder} has none yet")
     _check_evaluations(folder / "metrics.jsonl", rows)
-    return Stage2Run(folder, {**to_plain(Stage2Config()), **settings}, rows)
+    return Stage2Run(folder, complete, rows)
 
 
 def _check_evaluations(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -95,7 +104,7 @@ def group_runs(runs: Sequence[Stage2Run]) -> dict[str, list[Stage2Run]]:
     for name in CHECKPOINTS:
         buckets = [_key(identity) for identity in identities]
         for identity, run, bucket in zip(identities, runs, buckets, strict=True):
-            paths = [r.settings[name] for r, b in zip(runs, buckets, strict=True) if b == bucket]
+            paths = [_key(r.settings[name]) for r, b in zip(runs, buckets, strict=True) if b == bucket]
             if 1 < len(set(paths)) < len(paths):
                 identity[name] = run.settings[name]
     names = _differing(identities)
@@ -137,9 +146,9 @@ def _shown(value: Any) -> str:
 
 
 def _check_seeds(label: str, members: Sequence[Stage2Run]) -> None:
-    seen: dict[Any, Path] = {}
+    seen: dict[int, Path] = {}
     for run in members:
-        seed = run.settings["seed"]
+        seed: int = run.settings["seed"]
         if seed in seen:
             raise InputError(
                 f"RUN_DIR: expected each seed once among runs of the same settings ({label}), got seed {seed} in "

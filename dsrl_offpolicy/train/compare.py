@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from rich.console import Console
@@ -79,17 +80,22 @@ def write(comparison: Comparison, folder: Path) -> None:
         with (folder / "compare.json").open("x") as file:
             file.write(json.dumps(asdict(comparison), indent=2) + "\n")
         with (folder / "compare.csv").open("x", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(["group", "env_steps", "mean", "mean_low", "mean_high", "iqm", "iqm_low", "iqm_high"])
-            for group in comparison.groups:
-                for point in group.curve:
-                    numbers = [*asdict(point.mean).values(), *asdict(point.iqm).values()]
-                    rows.writerow([group.name, round(point.env_steps), *numbers])
+            _write_curves(comparison, file)
+        tasks = ", ".join(sorted({run.task for group in comparison.groups for run in group.runs}))
+        curves = {f"{group.name} ({_runs(group)})": _curve(group) for group in comparison.groups}
+        title = f"{tasks}: interquartile mean over runs, 95 % intervals"
+        plot_success(folder / "compare.png", curves, {}, title)
     except OSError as error:
         raise InputError(f"--out: expected a folder to write to, {folder}: {error.strerror}") from error
-    tasks = ", ".join(sorted({run.task for group in comparison.groups for run in group.runs}))
-    curves = {f"{group.name} ({_runs(group)})": _curve(group) for group in comparison.groups}
-    plot_success(folder / "compare.png", curves, {}, f"{tasks}: interquartile mean over runs, 95 % intervals")
+
+
+def _write_curves(comparison: Comparison, file: IO[str]) -> None:
+    rows = csv.writer(file)
+    rows.writerow(["group", "env_steps", "mean", "mean_low", "mean_high", "iqm", "iqm_low", "iqm_high"])
+    for group in comparison.groups:
+        for point in group.curve:
+            numbers = [*asdict(point.mean).values(), *asdict(point.iqm).values()]
+            rows.writerow([group.name, round(point.env_steps), *numbers])
 
 
 def _curve(group: GroupNumbers) -> list[dict[str, float]]:
