@@ -14,7 +14,11 @@ from tiny_worlds import TASK, TINY_WIDTHS, snapshot
 
 from dsrl_offpolicy.configs.jobs import Stage2Config
 from dsrl_offpolicy.configs.loading import to_plain
+from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.evaluation.comparison import compare
 from dsrl_offpolicy.evaluation.intervals import wilson_interval
+from dsrl_offpolicy.reports.stage2_runs import read_run
+from dsrl_offpolicy.train.compare import evaluated, write
 
 
 def write_run(folder: Path, successes: Sequence[int], every: int = 100, offset: int = 0, **settings: Any) -> Path:
@@ -226,6 +230,15 @@ def test_files_and_tables_hold_the_same_and_nothing_is_written_over(run_command,
     again = run_command(["compare", *folders, "--out", out])
     assert again.status == 2 and "compare.json exists" in again.err and again.out == ""
     assert snapshot(out) == held
+
+
+def test_a_file_that_appears_meanwhile_is_not_written_over(tmp_path):
+    runs = {"a": [evaluated(read_run(write_run(tmp_path / f"run{seed}", [1, 2], seed=seed))) for seed in (1, 2)]}
+    write(compare(runs, 0.5), tmp_path)
+    held = snapshot(tmp_path)
+    with pytest.raises(InputError, match="File exists"):
+        write(compare(runs, 0.9), tmp_path)
+    assert snapshot(tmp_path) == held
 
 
 def test_a_row_that_a_killed_run_left_unfinished_is_no_row(run_command, tmp_path):

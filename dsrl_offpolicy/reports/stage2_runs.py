@@ -121,13 +121,15 @@ def group_runs(runs: Sequence[Stage2Run]) -> dict[str, list[Stage2Run]]:
 def _identity(settings: dict[str, Any]) -> dict[str, Any]:
     identity = {name: value for name, value in settings.items() if name not in BOOKKEEPING}
     if settings["anneal_from"] == 1:  # learning rates do not depend on where the run ends
-        del identity["total_timesteps"]
+        identity["total_timesteps"] = None
     return identity | {name: "given" if settings[name] else None for name in CHECKPOINTS}
 
 
 def _differing(identities: Sequence[dict[str, Any]]) -> list[str]:
     names = list(dict.fromkeys(name for identity in identities for name in identity))
-    return [name for name in names if len({_key(identity.get(name)) for identity in identities}) > 1]
+    values = {name: {_key(identity.get(name)) for identity in identities} for name in names}
+    values["total_timesteps"].discard(_key(None))
+    return [name for name in names if len(values[name]) > 1]
 
 
 def _key(value: Any) -> str:
