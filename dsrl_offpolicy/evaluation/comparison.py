@@ -70,7 +70,8 @@ class CurvePoint:
 class GroupNumbers:
     """What the runs of a group come to.
 
-    ``success`` is at the last env step that all runs have, ``area`` the mean success up to there.
+    ``success`` is at the evaluation nearest to the last env step that all runs have, ``area`` the mean success up
+    to there.
     ``interval_over`` says what intervals are taken over: runs, the episodes of a single run (Wilson), or nothing.
     ``median_env_steps_to_level`` is None where fewer than half of the runs reached it.
     """
@@ -175,8 +176,13 @@ def _strata(members: Sequence[EvaluatedRun], scores: Sequence[np.ndarray | float
     ]
 
 
+def _nearest(run: EvaluatedRun, env_step: float) -> int:
+    return int(np.argmin(np.abs(run.env_steps - env_step)))
+
+
 def _final(run: EvaluatedRun, last: float) -> float:
-    return float(np.interp(last, run.env_steps, run.success))
+    """Success at the evaluation nearest to the end: what was counted, so that equal runs tie."""
+    return float(run.success[_nearest(run, last)])
 
 
 def _area(run: EvaluatedRun, first: float, last: float) -> float:
@@ -194,10 +200,14 @@ def _group(name: str, members: Sequence[EvaluatedRun], grid: np.ndarray, level: 
     finals, areas = [_final(run, last) for run in members], [_area(run, first, last) for run in members]
     curves = _strata(members, [np.interp(grid, run.env_steps, run.success) for run in members])
     means, iqms = estimates(curves, mean_of_runs), estimates(curves, interquartile_mean)
-    over = "runs" if means[0].low is not None else None
+    success_mean = estimate(_strata(members, finals), mean_of_runs)
+    success_iqm = estimate(_strata(members, finals), interquartile_mean)
+    over = "runs" if success_mean.low is not None else None
     if len(members) == 1:
         over, means = "episodes", _wilson(members[0], grid)
-        iqms = means
+        iqms, only, end = means, members[0], _nearest(members[0], last)
+        success_mean = Estimate(finals[0], float(only.low[end]), float(only.high[end]))
+        success_iqm = success_mean
     return GroupNumbers(
         name=name,
         runs=[
@@ -205,8 +215,8 @@ def _group(name: str, members: Sequence[EvaluatedRun], grid: np.ndarray, level: 
             for run, final, area, reached in zip(members, finals, areas, steps, strict=True)
         ],
         interval_over=over,
-        success_mean=means[-1],
-        success_iqm=iqms[-1],
+        success_mean=success_mean,
+        success_iqm=success_iqm,
         area_mean=estimate(_strata(members, areas), mean_of_runs),
         area_iqm=estimate(_strata(members, areas), interquartile_mean),
         reached_level=int(np.sum(np.isfinite(steps))),
@@ -285,8 +295,9 @@ def _separation_notes(pairs: Sequence[PairNumbers], groups: Mapping[str, Sequenc
         apart = {0.0, 1.0} & {pair.probability_success.value, pair.probability_area.value}
         if apart and len(tasks) == 1:
             sizes.add((len(groups[pair.than]), len(groups[pair.name])))
+    chances = [(n, m, 100 * min(1.0, 2 / math.comb(n + m, n))) for n, m in sorted(sizes)]
     return [
         f"all runs of one group above all of the other: between equals, {n} and {m} runs are so in "
-        f"{100 * min(1.0, 2 / math.comb(n + m, n)):.2g} % of cases"
-        for n, m in sorted(sizes)
+        f"{chance:{'.0f' if chance >= 1 else '.1g'}} % of cases"
+        for n, m, chance in chances
     ]
