@@ -178,18 +178,18 @@ def test_evaluations_a_few_env_steps_late_count(run_command, tmp_path):
 
 def test_equal_runs_tie_wherever_their_evaluations_fall(run_command, tmp_path):
     # The common end is 206. Interpolated there, the runs of the second group would be above .8; their evaluations
-    # are not. Success is .7 throughout in the last two, on other grids: so is the area.
+    # are not. Success is .9 throughout in the last two, on other grids: so is the area.
     for seed in (1, 2):
         write_run(tmp_path / f"a{seed}", [0, 9, 8], seed=seed, offset=6)
         write_run(tmp_path / f"b{seed}", [0, 9, 8], seed=seed, offset=30, gamma=0.5)
     (pair,) = compared(run_command, *tmp_path.glob("a*"), *tmp_path.glob("b*"))["pairs"]
     assert pair["probability_success"]["value"] == 0.5
     assert pair["difference_success"] == {"value": 0.0, "low": 0.0, "high": 0.0}
-    write_run(tmp_path / "c1", [7] * 8, offset=1, every=31)
-    write_run(tmp_path / "d1", [7] * 4, offset=3, every=77, gamma=0.5)
+    write_run(tmp_path / "c1", [9] * 8, offset=1, every=31)
+    write_run(tmp_path / "d1", [9] * 4, offset=3, every=77, gamma=0.5)
     report = compared(run_command, tmp_path / "c1", tmp_path / "d1")
     assert report["pairs"][0]["probability_area"]["value"] == 0.5
-    assert [group["area_mean"]["value"] for group in report["groups"]] == [0.7, 0.7]
+    assert [group["area_mean"]["value"] for group in report["groups"]] == [0.9, 0.9]
 
 
 def test_one_run_has_the_intervals_of_its_episodes_and_none_over_runs(run_command, tmp_path):
