@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -45,7 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dsrl: error: unknown command {name!r}{hint}", file=sys.stderr)
         return 2
     module = importlib.import_module(commands[name][0])
-    status: int = module.main(rest)
+    try:
+        status: int = module.main(rest)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads our output, such as head, has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a shell reports a process that SIGPIPE ended
     return status
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -363,6 +365,16 @@ def test_other_folders_are_told_from_runs_of_stage_2(run_command, tiny_stage0, t
     (folder / "metrics.jsonl").write_bytes(b"\xff\xfe\x00")
     done = run_command(["compare", folder])
     assert done.status == 2 and len(done.error_lines) == 1 and "metrics.jsonl" in done.err
+
+
+def test_who_reads_only_the_beginning_of_the_output_is_not_told_a_traceback(runs):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dsrl_offpolicy.cli", "compare", "q1-k1", "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait(timeout=60) == 141
 
 
 def test_help_says_how(run_command):

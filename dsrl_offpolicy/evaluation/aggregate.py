@@ -20,7 +20,7 @@ BOOTSTRAP_SEED = 0
 """Every interval draws its resamples from this seed: the same runs give the same interval."""
 
 _BATCH_NUMBERS = 2_000_000
-"""Resampled numbers in memory at once."""
+"""Pairs of resampled numbers in memory at once, at most."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,12 @@ def estimates(strata: Sequence[np.ndarray], statistic: Statistic) -> list[Estima
     values = np.atleast_1d(statistic(*columns, axis=-1))
     if min(column.shape[-1] for column in columns) < 2:
         return [Estimate(float(value)) for value in values]
+    points, runs = len(values), sum(column.shape[-1] for column in columns)
     result = stats.bootstrap(
         columns,
         statistic,
         n_resamples=RESAMPLES,
-        batch=max(1, _BATCH_NUMBERS // sum(column.size for column in columns)),
+        batch=max(1, _BATCH_NUMBERS // (points * runs**2)),
         vectorized=True,
         axis=-1,
         confidence_level=CONFIDENCE,
