@@ -269,16 +269,19 @@ def _notes(groups: Mapping[str, Sequence[EvaluatedRun]], last: float) -> list[st
             f"{len(longer)} of {len(runs)} runs go on beyond {last:,.0f} env steps, where {shortest.name} ends; "
             f"what comes later does not count"
         )
-    few = set()
+    single, few = [], set()
     for name, members in groups.items():
         tasks = [run.task for run in members]
         fewest = min(tasks.count(task) for task in tasks)
         if len(members) == 1:
-            notes.append(f"{name}: one run has no interval over runs; success has Wilson's, over its episodes")
+            single.append(name)
         elif fewest == 1:
             notes.append(f"{name}: no interval over runs, because a task has one run")
         elif fewest < FEW:
             few.add(fewest)
+    if single:
+        names = "; ".join(single)
+        notes.append(f"{names}: one run has no interval over runs; success has Wilson's, over its episodes")
     for fewest in sorted(few):
         notes.append(
             f"{fewest} runs have {distinct_resamples(fewest)} different resamples: "
