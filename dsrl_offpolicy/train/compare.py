@@ -132,7 +132,7 @@ def print_tables(comparison: Comparison) -> None:
         console.print("Probability of improvement in per cent, and difference of means in points")
         console.print(_pair_table(comparison))
     for note in comparison.notes:
-        console.print(f"note: {note}")
+        console.print(f"note: {note}", soft_wrap=True)
     console.print(
         f"[low, high]: {100 * comparison.confidence:g} % intervals, percentile bootstrap over runs, "
         f"{comparison.resamples:,} resamples from seed {comparison.bootstrap_seed}; docs/statistics.md"
