@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -20,6 +21,7 @@ COMMANDS = {
     "eval": ("dsrl_offpolicy.train.evaluate", "compare base, controls and latent policies"),
 }
 TOOLS = {
+    "compare": ("dsrl_offpolicy.train.compare", "RUN_DIR...: Stage 2 over seeds, groups of runs with intervals"),
     "checkpoint": ("dsrl_offpolicy.train.inspect_checkpoint", "inspect FILE: what a checkpoint holds"),
     "doctor": ("dsrl_offpolicy.train.doctor", "env: whether an environment works here, its spaces and speed"),
 }
@@ -44,7 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dsrl: error: unknown command {name!r}{hint}", file=sys.stderr)
         return 2
     module = importlib.import_module(commands[name][0])
-    status: int = module.main(rest)
+    try:
+        status: int = module.main(rest)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads our output, such as head, has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a shell reports a process that SIGPIPE ended
     return status
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -29,6 +28,7 @@ from dsrl_offpolicy.base_policies.published_layout import (
 )
 from dsrl_offpolicy.checkpoint import check_kind, read_tensors
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.train.one_line_parser import OneLineParser
 
 PROG = "dsrl checkpoint"
 NETWORKS = {
@@ -170,16 +170,9 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """``dsrl checkpoint inspect FILE [--json]``: returns the exit status, 2 where something given is wrong."""
-    parser = _Parser(prog=PROG, description="What a checkpoint holds.", allow_abbrev=False)
+    parser = OneLineParser(prog=PROG, description="What a checkpoint holds.", allow_abbrev=False)
     actions = parser.add_subparsers(dest="action", required=True, metavar="inspect")
     command = actions.add_parser("inspect", help="kind, shapes, counters and sizes", allow_abbrev=False)
     command.add_argument("file", type=Path, metavar="FILE", help="a base policy or a latent policy")

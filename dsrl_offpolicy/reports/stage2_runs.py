@@ -1,0 +1,166 @@
+"""Run folders of Stage 2: their settings and evaluations, and which of them are the same but for the seed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsrl_offpolicy.configs.jobs import Stage2Config
+from dsrl_offpolicy.configs.loading import read_settings, to_plain
+from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.reports.curves import read_metrics
+
+CHECKPOINTS = ("awsc_checkpoint", "stage1_checkpoint")
+BOOKKEEPING = (
+    "seed", "out", "resume", "device", "torch_threads", "track", "wandb_project", "log_freq", "save_freq",
+    "compile", "render_backend", "eval_freq", "eval_episodes",
+)  # fmt: skip
+"""Settings that do not change what a run learns, or that runs of one group are meant to differ in."""
+
+RATES = ("success_once", "success_once_low", "success_once_high")
+
+
+@dataclass(frozen=True)
+class Stage2Run:
+    """A run folder: its settings, all of them, and its evaluations (rows with ``env_steps`` and RATES)."""
+
+    folder: Path
+    settings: dict[str, Any]
+    evaluations: list[dict[str, Any]]
+
+
+def read_run(folder: Path) -> Stage2Run:
+    """Read a run folder of Stage 2, or that inside a quickstart's.
+
+    Raises:
+        InputError: no such run, no evaluation in it, or damaged files.
+    """
+    try:
+        return _read(folder.expanduser())
+    except OSError as error:
+        raise InputError(f"RUN_DIR: expected a run folder that can be read, got: {error}") from error
+
+
+def _read(folder: Path) -> Stage2Run:
+    inner = folder / "stage2"
+    folder = inner if (inner / "config.yaml").is_file() else folder
+    for name in ("config.yaml", "metrics.jsonl"):
+        if not (folder / name).is_file():
+            raise InputError(f"RUN_DIR: expected a run folder, {folder / name} does not exist")
+    settings = read_settings(folder / "config.yaml")
+    if "total_timesteps" not in settings:
+        raise InputError(f"RUN_DIR: expected a run of Stage 2 or a quickstart's, {folder} is another")
+    complete = {**to_plain(Stage2Config()), **settings}
+    if type(complete["seed"]) is not int:
+        raise InputError(f"{folder / 'config.yaml'}: expected a whole number as seed, got {complete['seed']}")
+    rows = [row for row in read_metrics(folder) if "success_once" in row]
+    if not rows:
+        raise InputError(f"RUN_DIR: expected a run with evaluations, {folder} has none yet")
+    _check_evaluations(folder / "metrics.jsonl", rows)
+    return Stage2Run(folder, complete, rows)
+
+
+def _check_evaluations(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    before = -1
+    for row in rows:
+        steps = row.get("env_steps")
+        if type(steps) is not int or steps <= before:
+            raise InputError(f"{path}: expected ascending env_steps of evaluations, got {steps} after {before}")
+        for name in RATES:
+            rate = row.get(name)
+            if not isinstance(rate, int | float) or not -1e-9 <= rate <= 1 + 1e-9:
+                raise InputError(f"{path}: expected {name} in [0, 1] at {steps} env steps, got {rate}")
+        before = steps
+
+
+def check_distinct(runs: Sequence[Stage2Run]) -> None:
+    """Refuse the same folder given twice.
+
+    Raises:
+        InputError: naming it.
+    """
+    seen: set[Path] = set()
+    for run in runs:
+        path = run.folder.resolve()
+        if path in seen:
+            raise InputError(f"RUN_DIR: expected every run once, got {run.folder} twice")
+        seen.add(path)
+
+
+def group_runs(runs: Sequence[Stage2Run]) -> dict[str, list[Stage2Run]]:
+    """Runs of equal settings together, by a name that says the settings in which groups differ.
+
+    BOOKKEEPING is not looked at, nor is ``total_timesteps`` where nothing in the run depends on it. A checkpoint's
+    path tells groups apart where several seeds share it; where each seed has its own, it belongs to the seed.
+
+    Raises:
+        InputError: a group with the same seed twice.
+    """
+    identities = [_identity(run.settings) for run in runs]
+    for name in CHECKPOINTS:
+        buckets = [_key(identity) for identity in identities]
+        for identity, run, bucket in zip(identities, runs, buckets, strict=True):
+            paths = [_key(r.settings[name]) for r, b in zip(runs, buckets, strict=True) if b == bucket]
+            if 1 < len(set(paths)) < len(paths):
+                identity[name] = run.settings[name]
+    names = _differing(identities)
+    order = sorted(range(len(runs)), key=lambda i: [_sortable(identities[i].get(name)) for name in names])
+    groups: dict[str, list[Stage2Run]] = {}
+    for i in order:
+        label = ", ".join(f"{name}={_shown(identities[i].get(name))}" for name in names)
+        groups.setdefault(label or str(identities[i]["env_id"]), []).append(runs[i])
+    for label, members in groups.items():
+        _check_seeds(label, members)
+    return groups
+
+
+def _identity(settings: dict[str, Any]) -> dict[str, Any]:
+    identity = {name: value for name, value in settings.items() if name not in BOOKKEEPING}
+    if settings["anneal_from"] == 1:  # learning rates do not depend on where the run ends
+        identity["total_timesteps"] = None
+    return identity | {name: "given" if settings[name] else None for name in CHECKPOINTS}
+
+
+def _differing(identities: Sequence[dict[str, Any]]) -> list[str]:
+    names = list(dict.fromkeys(name for identity in identities for name in identity))
+    values = {name: {_key(identity.get(name)) for identity in identities} for name in names}
+    values["total_timesteps"].discard(_key(None))
+    return [name for name in names if len(values[name]) > 1]
+
+
+def _key(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _sortable(value: Any) -> tuple[int, float, str]:
+    number = type(value) in (int, float) and math.isfinite(value)
+    return (0, float(value), "") if number else (1, 0.0, _shown(value))
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _check_seeds(label: str, members: Sequence[Stage2Run]) -> None:
+    seen: dict[int, Path] = {}
+    for run in members:
+        seed: int = run.settings["seed"]
+        if seed in seen:
+            raise InputError(
+                f"RUN_DIR: expected each seed once among runs of the same settings ({label}), got seed {seed} in "
+                f"{seen[seed]} and {run.folder}; tell such runs apart by --group NAME RUN_DIR..."
+            )
+        seen[seed] = run.folder
+
+
+def differing_settings(members: Sequence[Stage2Run]) -> dict[str, list[str]]:
+    """Settings other than the task that matter and that the runs of one group do not share, with their values."""
+    identities = [_identity(run.settings) for run in members]
+    names = [name for name in _differing(identities) if name != "env_id"]
+    return {name: sorted({_shown(identity.get(name)) for identity in identities}) for name in names}
