@@ -1,5 +1,4 @@
-"""What a Stage 2 run does when an environment dies or hangs, or a number is not finite: real processes and signals,
-real simulators."""
+"""What Stage 2 does when an environment dies or hangs, or a number is not finite: real processes and signals."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from dsrl_offpolicy.reports.curves import read_metrics
 CHECKPOINTS = ("awsc_checkpoint", "stage1_checkpoint")
 BOOKKEEPING = (
     "seed", "out", "resume", "device", "torch_threads", "track", "wandb_project", "log_freq", "save_freq",
-    "compile", "render_backend", "eval_freq", "eval_episodes",
+    "compile", "render_backend", "env_timeout", "eval_freq", "eval_episodes",
 )  # fmt: skip
 """Settings that do not change what a run learns, or that runs of one group are meant to differ in."""
 

@@ -1,0 +1,98 @@
+"""How often the actor should be updated: learning per env step and per second of gradient steps, over seeds.
+
+    python benchmarks/actor_update_every.py --seeds 1 2 3 --every 1 2 4 --runs runs
+
+Every seed's quickstart is run once; its Stage 2 is run again with every other ``--every``, from the same base
+policy and Stage 1. Runs that stand in ``--runs`` are read. Then ``dsrl compare`` of them all, and what a gradient step of
+Stage 2 costs with each, interleaved in this process (one thread, medians).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+STEPS, TURNS = 200, 15
+"""Gradient steps per turn, and turns of each."""
+
+
+def dsrl(*arguments: object) -> None:
+    """One command; ends the program where it fails."""
+    words = [str(a) for a in arguments]
+    print("$ dsrl", *words, flush=True)
+    subprocess.run([sys.executable, "-m", "dsrl_offpolicy.cli", *words], check=True)
+
+
+def make_runs(root: Path, seeds: list[int], every: list[int]) -> list[Path]:
+    """The run folders of Stage 2, made where they are missing."""
+    folders = []
+    for seed in seeds:
+        quickstart = root / f"q{seed}"
+        if not quickstart.exists():
+            dsrl("quickstart", "--seed", seed, "--out", quickstart)
+        settings = yaml.safe_load((quickstart / "stage2" / "config.yaml").read_text())
+        for count in every:
+            folder = root / f"q{seed}-k{count}" if count != settings["actor_update_every"] else quickstart
+            if not folder.exists():
+                flags = ["--config", quickstart / "stage2" / "config.yaml", "--actor_update_every", count]
+                dsrl("stage2", *flags, "--out", folder)
+            folders.append(folder)
+    return folders
+
+
+def step_times(run: Path, every: list[int]) -> dict[int, float]:
+    """Milliseconds per gradient step, sampling included, of a run's learner with each ``every``."""
+    from dataclasses import replace
+
+    from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
+    from dsrl_offpolicy.buffers.replay_files import ReplayFiles
+    from dsrl_offpolicy.checkpoint import load_checkpoint
+    from dsrl_offpolicy.configs.jobs import Stage2Config
+    from dsrl_offpolicy.configs.loading import override, read_settings
+    from dsrl_offpolicy.train.train_stage2_online import Stage2
+
+    config: Any = override(Stage2Config, "stage2_online.yaml", read_settings(run / "config.yaml"), str(run))
+    stage2 = Stage2(replace(config, torch_threads=1))
+    state = load_checkpoint(run / "checkpoints" / "last.pt", "stage2", "run")
+    ReplayFiles(run / "replay").load(stage2.buffer, state["replay"])
+    update = CompiledUpdate(stage2.agent, config.batch_size)
+
+    def turn(count: int) -> float:
+        start = time.perf_counter()
+        for step in range(STEPS):
+            update(stage2.buffer.sample(config.batch_size), update_actor=step % count == 0)
+        return 1000 * (time.perf_counter() - start) / STEPS
+
+    for count in every:
+        turn(count)
+    times: dict[int, list[float]] = {count: [] for count in every}
+    for _ in range(TURNS):
+        for count, found in times.items():
+            found.append(turn(count))
+    return {count: statistics.median(found) for count, found in times.items()}
+
+
+def main() -> int:
+    """Run what is missing, compare, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--every", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    arguments = parser.parse_args()
+    folders = make_runs(arguments.runs, arguments.seeds, arguments.every)
+    dsrl("compare", *folders)
+    times = step_times(arguments.runs / f"q{arguments.seeds[0]}" / "stage2", arguments.every)
+    for count, milliseconds in times.items():
+        print(f"actor_update_every {count}: {milliseconds:.2f} ms per gradient step")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
