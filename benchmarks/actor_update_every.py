@@ -3,8 +3,8 @@
     python benchmarks/actor_update_every.py --seeds 1 2 3 --every 1 2 4 --runs runs
 
 Every seed's quickstart is run once; its Stage 2 is run again with every other ``--every``, from the same base
-policy and Stage 1. Runs that stand in ``--runs`` are read. Then ``dsrl compare`` of them all, and what a gradient step of
-Stage 2 costs with each, interleaved in this process (one thread, medians).
+policy and Stage 1. Runs that stand in ``--runs`` are read. Then ``dsrl compare`` of them all, and what a gradient
+step of Stage 2 costs with each, interleaved in this process (one thread, medians).
 """
 
 from __future__ import annotations
