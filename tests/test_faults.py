@@ -69,7 +69,7 @@ def test_an_environment_that_is_not_finite_ends_the_run_with_a_snapshot(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     folder = tmp_path / "run"
-    flags = f"{FLAGS} --eval_freq 0 --env_id faulty_worlds:{kind}-v0 --max_episode_steps 100"
+    flags = f"{FLAGS} --eval_freq 0 --env_id small_worlds:{kind}-v0 --max_episode_steps 100"
     flags += " --train_episode_steps 100 --save_freq 16 --reward_mode dense"
     status, said = finish(start(f"{flags} --awsc_checkpoint {base} --out {folder}"))
     assert status == 2 and says in said and f"a snapshot is in {folder / 'non_finite.pt'}" in said

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
-import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from small_worlds import CountingEnv
 from torch import Tensor
 
 from dsrl_offpolicy.contracts import BasePolicy
@@ -39,61 +38,6 @@ def snapshot(folder: Path) -> dict[str, str]:
         else "folder"
         for path in sorted(folder.rglob("*"))
     }
-
-
-class CountingEnv(gym.Env):
-    """Observes ``[seed of the episode, env steps so far]``; step k brings reward k; success as given.
-
-    Stepping on after the end is an error. ``actions`` keeps what was executed in the running episode.
-
-    Args:
-        terminate_at: env step on which the episode terminates; None for never.
-        truncate_at: env step on which it is truncated; None for never.
-        success_at: env steps that report success.
-        varied: adds ``seed % varied`` to ``terminate_at``, so that episodes differ in length.
-    """
-
-    def __init__(
-        self,
-        terminate_at: int | None = None,
-        truncate_at: int | None = None,
-        success_at: Sequence[int] = (),
-        action_dim: int = 1,
-        varied: int = 1,
-    ) -> None:
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
-        self.action_space = gym.spaces.Box(-1, 1, (action_dim,), np.float32)
-        self.terminate_at, self.truncate_at, self.success_at = terminate_at, truncate_at, success_at
-        self.varied = varied
-        self.episode, self.steps, self.resets = -1, 0, 0
-        self.ended = True
-        self.actions: list[list[float]] = []
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
-        self.episode = self.episode + 1 if seed is None else seed
-        self.steps, self.ended, self.actions = 0, False, []
-        self.resets += 1
-        return self._observation(), {}
-
-    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        if self.ended:
-            raise RuntimeError("stepped on after the end of the episode")
-        self.actions.append([round(float(a), 4) for a in np.atleast_1d(action)])
-        self.steps += 1
-        last = None if self.terminate_at is None else self.terminate_at + self.episode % self.varied
-        terminated, truncated = self.steps == last, self.steps == self.truncate_at
-        self.ended = terminated or truncated
-        info = {"success": self.steps in self.success_at}
-        return self._observation(), float(self.steps), terminated, truncated, info
-
-    def _observation(self) -> np.ndarray:
-        return np.array([self.episode, self.steps], dtype=np.float32)
-
-
-def counting_spec(**changes: Any) -> EnvSpec:
-    """The spec of a macro-step environment over a :class:`CountingEnv`."""
-    values: dict[str, Any] = {"obs_horizon": 2, "act_horizon": 2, "gamma": 0.5, **changes}
-    return EnvSpec("counting", **values)
 
 
 class _PatientVectorEnv(SyncVectorEnv):

@@ -34,7 +34,8 @@ class ProcessVectorEnv(VectorEnv):
     Args:
         make: builds one environment; picklable. Called once in this process, for its spaces.
         num_envs: processes.
-        timeout: seconds that one step or reset may take, the building of a new environment included.
+        timeout: seconds that one step or reset may take. (A new process is waited for until it has built its
+            environment.)
     """
 
     def __init__(self, make: Callable[[], gym.Env], num_envs: int, timeout: float) -> None:

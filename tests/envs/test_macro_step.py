@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny_worlds import CountingEnv, counting_spec
+from small_worlds import CountingEnv, counting_spec
 
 from dsrl_offpolicy.envs.macro_step import MacroStepEnv
 

@@ -6,40 +6,18 @@ import os
 import signal
 from functools import partial
 
-import gymnasium as gym
 import numpy as np
 import pytest
-from tiny_worlds import CountingEnv, counting_spec
+from small_worlds import Broken, CountingEnv, Fragile, make_counting
 
-from dsrl_offpolicy.envs.macro_step import MacroStepEnv
 from dsrl_offpolicy.envs.processes import MOST_LOSSES, ProcessVectorEnv
 from dsrl_offpolicy.errors import InputError
 
 CHUNKS = np.zeros((2, 2, 1), np.float32)
 
 
-class Fragile(CountingEnv):
-    """Raises at an action above .9."""
-
-    def step(self, action):
-        if action[0] > 0.9:
-            raise RuntimeError("the arm\nis outside its workspace")
-        return super().step(action)
-
-
-class Broken(CountingEnv):
-    """Dies in every step."""
-
-    def step(self, action):
-        os._exit(7)
-
-
-def make(kind: type[gym.Env]) -> MacroStepEnv:
-    return MacroStepEnv(kind(truncate_at=6), counting_spec())
-
-
-def pair(kind: type[gym.Env] = CountingEnv, timeout: float = 60.0) -> ProcessVectorEnv:
-    env = ProcessVectorEnv(partial(make, kind), 2, timeout)
+def pair(kind: type[CountingEnv] = CountingEnv, timeout: float = 60.0) -> ProcessVectorEnv:
+    env = ProcessVectorEnv(partial(make_counting, kind), 2, timeout)
     obs, _ = env.reset(seed=[5, 6])
     # frames of the stack: [seed, env steps so far]
     assert obs.tolist() == [[[5, 0], [5, 0]], [[6, 0], [6, 0]]]

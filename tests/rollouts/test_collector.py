@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_worlds import CountingEnv, HalvingPolicy, counting_spec, counting_vector
+from small_worlds import CountingEnv, counting_spec
+from tiny_worlds import HalvingPolicy, counting_vector
 
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.evaluation.episodes import run_episodes
