@@ -131,8 +131,10 @@ class Run:
         return row
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """``summary.json``: what the run came to."""
-        (self.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        """``summary.json``: what the run came to; whole or not at all."""
+        temporary = self.path / "summary.json.tmp"
+        temporary.write_text(json.dumps(summary, indent=2) + "\n")
+        temporary.replace(self.path / "summary.json")
 
     def close(self) -> None:
         """Flush and close every writer."""

@@ -27,7 +27,7 @@ from dsrl_offpolicy.reports.curves import plot_stage2_run
 from dsrl_offpolicy.rollouts.collector import Collected, Collector
 from dsrl_offpolicy.seeding import numpy_generator, random_states, restore_random_states, torch_generator
 from dsrl_offpolicy.tracking import ProgressReport, Run, create_run_folder
-from dsrl_offpolicy.train.interruption import Interrupted, Interruption
+from dsrl_offpolicy.train.interruption import EvaluationStopped, Interrupted, Interruption
 from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
 from dsrl_offpolicy.train.stage2_parts import build_agent, training_env_spec
 from dsrl_offpolicy.train.steering_files import fingerprint, save_steering, steering_content
@@ -69,10 +69,6 @@ class Counters:
     def utd_effective(self) -> float:
         """Gradient steps per macro-transition, as done."""
         return self.gradient_steps / max(self.earning_transitions, 1)
-
-
-class EvaluationStopped(Exception):
-    """A signal came during an evaluation."""
 
 
 class Stage2:
@@ -266,12 +262,7 @@ class Stage2:
         """Whether it was finished: a signal ends it, to be made up for when the run goes on."""
         config = self.config
         policy = policy_source(self.agent.actor, deterministic=config.eval_deterministic)
-
-        def source(features: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-            if stop is not None and stop.requested:
-                raise EvaluationStopped
-            return policy(features, noise)
-
+        source = stop.listening(policy) if stop is not None else policy
         try:
             outcomes = run_episodes(env, self.base, source, evaluation_seeds(config.eval_episodes), self.device)
         except EvaluationStopped:
