@@ -95,6 +95,11 @@ class Run:
         return {"minutes": self.minutes, "rows": self._rows, "step": self._last_step, "wandb_id": wandb_id}
 
     @property
+    def rows(self) -> int:
+        """Rows of metrics so far."""
+        return self._rows
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"

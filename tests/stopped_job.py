@@ -1,17 +1,19 @@
 """``dsrl`` in a process of its own that gets a signal at a known moment.
 
-``python tests/stopped_job.py AFTER COUNT SIGNAL COMMAND --flags``: once ``AFTER`` (a dotted function or method) has
-returned COUNT times, SIGNAL goes to the whole process group, as a terminal or a batch system sends it.
+``python tests/stopped_job.py AFTER COUNT SIGNAL MINIMUM COMMAND --flags``: once AFTER (``module:function`` or
+``module:Class.method``) has returned COUNT times, SIGNAL goes to the whole process group, as a terminal or a batch
+system sends it. MINIMUM, as JSON, is the least that a quickstart does, whatever its budget.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 from unittest import mock
@@ -19,10 +21,11 @@ from unittest import mock
 
 def stopping(after: str, count: int, send: Any) -> AbstractContextManager:
     """Inside, ``send()`` is called once ``after`` has returned ``count`` times."""
-    owner_name, name = after.rsplit(".", 1)
-    module, _, inner = owner_name.partition(":")
-    owner = importlib.import_module(module)
-    owner = getattr(owner, inner) if inner else owner
+    module, _, inside = after.partition(":")
+    owner: Any = importlib.import_module(module)
+    *classes, name = inside.split(".")
+    for inner in classes:
+        owner = getattr(owner, inner)
     original, returned = getattr(owner, name), [0]
 
     def counting(*args: Any, **kwargs: Any) -> Any:
@@ -35,10 +38,16 @@ def stopping(after: str, count: int, send: Any) -> AbstractContextManager:
     return mock.patch.object(owner, name, counting)
 
 
-def start(after: str, count: int, number: signal.Signals, argv: Sequence[object]) -> tuple[int, str]:
+def start(
+    after: str,
+    count: int,
+    number: signal.Signals,
+    argv: Sequence[object],
+    minimum: Mapping[str, int] | None = None,
+) -> tuple[int, str]:
     """Run this script as a group of its own; its exit status and what it said on standard error."""
     done = subprocess.run(
-        [sys.executable, __file__, after, str(count), number.name, *map(str, argv)],
+        [sys.executable, __file__, after, str(count), number.name, json.dumps(minimum or {}), *map(str, argv)],
         stderr=subprocess.PIPE, text=True, start_new_session=True, timeout=240,
     )  # fmt: skip
     return done.returncode, done.stderr
@@ -47,8 +56,9 @@ def start(after: str, count: int, number: signal.Signals, argv: Sequence[object]
 def main() -> int:
     from dsrl_offpolicy.cli import main as dsrl
 
-    after, count, name, *argv = sys.argv[1:]
-    with stopping(after, int(count), lambda: os.killpg(os.getpgrp(), signal.Signals[name])):
+    after, count, name, minimum, *argv = sys.argv[1:]
+    stop = stopping(after, int(count), lambda: os.killpg(os.getpgrp(), signal.Signals[name]))
+    with stop, mock.patch.dict("dsrl_offpolicy.train.quickstart.MINIMUM", json.loads(minimum)):
         return dsrl(argv)
 
 

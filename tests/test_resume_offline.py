@@ -17,10 +17,12 @@ from stopped_job import start, stopping
 from tiny_worlds import TASK, TINY_BASE, TINY_STAGE1
 
 from dsrl_offpolicy.checkpoint import load_checkpoint
+from dsrl_offpolicy.train import quickstart
 
 STAGE0_STEP = "dsrl_offpolicy.agents.awsc:AWSCAgent.update"
 ENCODER_STEP = "dsrl_offpolicy.agents.awsc:EncoderTraining.update"
 STAGE1_STEP = "dsrl_offpolicy.agents.aw_mle:AWMLEAgent.update"
+STAGE2_STEP = "dsrl_offpolicy.agents.dsrl_sac_agent:DSRLSACAgent.update"
 MACRO_STEP = "gymnasium.vector:AsyncVectorEnv.step_wait"
 WALL_CLOCK = ("minutes", "env_steps_per_s", "gradient_steps_per_s")
 
@@ -132,18 +134,6 @@ class TestStage0:
         assert done.status == 2 and len(done.error_lines) == 1
         assert "expected the demonstrations that the run began with" in done.err
 
-    @pytest.mark.parametrize(
-        ("argv", "says"),
-        [
-            (["--resume", "none"], "does not exist"),
-            (["--resume", "none", "--lr", 0.1], "--lr: expected nothing beside --resume"),
-        ],
-    )
-    def test_bad_input_is_one_line(self, argv, says) -> None:
-        for command in ("pretrain", "stage1", "quickstart"):
-            done = run_dsrl([command, *argv])
-            assert done.status == 2 and len(done.error_lines) == 1 and says in done.err
-
 
 @pytest.mark.maniskill
 @pytest.mark.usefixtures("maniskill")
@@ -158,9 +148,10 @@ class TestStage0OnImages:
         done = run_dsrl([*argv, "--episodes", 2, "--demo_steps", 8])
         assert done.status == 0, done.err
         return [
-            "pretrain", *task, "--demo_path", demos, "--total_iters", 4, "--batch_size", 8, "--velocity_widths", 16,
-            "--embed_dim", 8, "--critic_hidden_dims", 16, "--denoising_steps", 2, "--log_freq", 1,
-            "--encoder_iters", 4, "--encoder_batch_size", 4, "--visual_dim", 6, "--image_shift", 2,
+            "pretrain", *task, "--demo_path", demos, "--total_iters", 4, "--batch_size", 8,
+            "--velocity_widths", 16, "--embed_dim", 8, "--critic_hidden_dims", 16, "--denoising_steps", 2,
+            "--log_freq", 1, "--encoder_iters", 4, "--encoder_batch_size", 4, "--visual_dim", 6,
+            "--image_shift", 2,
         ]  # fmt: skip
 
     @pytest.fixture(scope="class")
@@ -182,19 +173,19 @@ class TestStage0OnImages:
 
 
 class TestStage1:
-    """24 gradient steps, evaluated after 16 and after the last one."""
+    """24 gradient steps."""
 
-    @pytest.fixture(scope="class", params=["fresh", "pool", "pool and Q^W"])
+    @pytest.fixture(scope="class", params=["fresh", "pool", "pool, Q^W and evaluations"])
     def flags(self, request, tiny_demos: Path, tiny_base: Path) -> list[object]:
+        evaluations = ["--eval_freq", 16, "--eval_episodes", 2, "--num_envs", 1, "--max_episode_steps", 16]
         more = {
             "fresh": ["--candidate_pool", 0],
             "pool": ["--candidate_pool", 9],
-            "pool and Q^W": ["--candidate_pool", 9, "--distill_q"],
+            "pool, Q^W and evaluations": ["--candidate_pool", 9, "--distill_q", *evaluations],
         }
         return [
             "stage1", "--demo_path", tiny_demos, "--awsc_checkpoint", tiny_base, *TINY_STAGE1, "--total_iters", 24,
-            "--save_freq", 5, "--eval_freq", 16, "--eval_episodes", 2, "--num_envs", 1, "--max_episode_steps", 16,
-            *more[request.param],
+            "--save_freq", 5, *more[request.param],
         ]  # fmt: skip
 
     @pytest.fixture(scope="class")
@@ -210,15 +201,14 @@ class TestStage1:
         advice = f"dsrl stage1 --resume {folder}"
         assert done.error_lines[-1] == f"dsrl stage1: stopped by SIGINT; to go on: {advice}"
         assert saved(folder, "unfinished_stage1")["gradient_steps"] == 7
-        # Stopped again during the evaluation after 16 steps, which is made up for.
-        done = stop_here(MACRO_STEP, 1, signal.SIGTERM, ["stage1", "--resume", folder])
-        assert done.status == 143
-        state = saved(folder, "unfinished_stage1")
-        assert (state["gradient_steps"], state["evaluated"]) == (16, 0)
+        if "--eval_freq" in flags[-8:]:  # stopped again during the evaluation after 16 steps, to be made up for
+            done = stop_here(MACRO_STEP, 1, signal.SIGTERM, ["stage1", "--resume", folder])
+            assert done.status == 143
+            state = saved(folder, "unfinished_stage1")
+            assert (state["gradient_steps"], state["evaluated"]) == (16, 0)
         done = run_dsrl(["stage1", "--resume", folder])
         assert done.status == 0, done.err
         assert_went_on_as_the_whole_run(folder, whole, "stage1")
-        assert [row["gradient_steps"] for row in rows(folder) if "success_once" in row] == [16, 24]
         assert "is at its end" in run_dsrl(["stage1", "--resume", folder]).err
 
 
@@ -245,3 +235,72 @@ def test_another_base_policy_is_refused(tiny_demos, tiny_base, tmp_path) -> None
     done = run_dsrl(["stage1", "--resume", folder])
     assert done.status == 2 and len(done.error_lines) == 1
     assert "expected the base policy that the run began with" in done.err
+
+
+def test_the_quickstart_goes_on_wherever_it_was_stopped(tmp_path, monkeypatch) -> None:
+    # As few and, after training, as short episodes as there can be: the simulator is what takes the time.
+    least = {"episodes": 2, "eval_episodes": 1, "eval_freq": 400}
+    monkeypatch.setattr(quickstart, "MINIMUM", {**quickstart.MINIMUM, **least})
+    settings = quickstart._training
+
+    def short(job: Any, shipped: str, section: str, *args: Any, **values: Any) -> Any:
+        if section in ("stage2", "eval"):
+            values["max_episode_steps"] = 24
+        return settings(job, shipped, section, *args, **values)
+
+    monkeypatch.setattr(quickstart, "_training", short)
+    flags = ["quickstart", "--task", TASK, "--budget", 0.01, "--num_envs", 2]
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    done = run_dsrl([*flags, "--out", whole])
+    assert done.status == 0, done.err
+    resume = ["quickstart", "--resume", folder]
+    advice = f"to go on: dsrl quickstart --resume {folder}"
+
+    done = stop_here(
+        "dsrl_offpolicy.train.generate_demos:record_episode", 1, signal.SIGINT, [*flags, "--out", folder]
+    )
+    assert done.status == 130 and done.error_lines[-1] == f"dsrl quickstart: stopped by SIGINT; {advice}"
+    assert not list(folder.glob("demos*"))  # whole or not at all
+
+    # Stage 0 has a folder and no save.
+    status, said = start("dsrl_offpolicy.train.pretrain_stage0:to_batch", 1, signal.SIGKILL, resume, least)
+    assert status == -signal.SIGKILL, said
+    assert (folder / "stage0").is_dir() and not (folder / "stage0" / "unfinished").exists()
+
+    # Stage 1 has taken three of its four steps and was saved before the first.
+    status, said = start(STAGE1_STEP, 3, signal.SIGKILL, resume, least)
+    assert status == -signal.SIGKILL, said
+    assert f"{folder / 'stage0'} was interrupted before its first save" in said
+    assert saved(folder / "stage1", "unfinished_stage1")["gradient_steps"] == 0
+
+    with stopping(STAGE0_STEP, 1, lambda: pytest.fail("Stage 0 was done")):
+        done = stop_here(STAGE2_STEP, 20, signal.SIGTERM, resume)
+    assert done.status == 143 and done.error_lines[-1] == f"dsrl quickstart: stopped by SIGTERM; {advice}"
+
+    with stopping(STAGE1_STEP, 1, lambda: pytest.fail("Stage 1 was done")):
+        done = stop_here("dsrl_offpolicy.train.evaluate:summarise", 1, signal.SIGTERM, resume)
+    assert done.status == 143 and done.error_lines[-1] == f"dsrl quickstart: stopped by SIGTERM; {advice}"
+
+    with stopping(STAGE2_STEP, 1, lambda: pytest.fail("Stage 2 was done")):
+        done = run_dsrl(resume)
+    assert done.status == 0, done.err
+    assert rows(folder) == rows(whole) and summary(folder) == summary(whole)
+    assert (folder / "evaluation.csv").read_text() == (whole / "evaluation.csv").read_text()
+    for stage, kind in (("stage0", "base_policy"), ("stage1", "stage1")):
+        assert_went_on_as_the_whole_run(folder / stage, whole / stage, kind)
+    assert rows(folder / "stage2") == rows(whole / "stage2")
+    done = run_dsrl(resume)
+    assert done.status == 2 and len(done.error_lines) == 1 and "is at its end" in done.err
+
+
+@pytest.mark.parametrize("command", ["pretrain", "stage1", "quickstart"])
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--resume", "none"], "does not exist"),
+        (["--resume", "none", "--seed", 1], "--seed: expected nothing beside --resume"),
+    ],
+)
+def test_bad_input_is_one_line(command, argv, says) -> None:
+    done = run_dsrl([command, *argv])
+    assert done.status == 2 and len(done.error_lines) == 1 and says in done.err

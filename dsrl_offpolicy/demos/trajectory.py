@@ -268,15 +268,17 @@ def check_new_file(path: Path) -> None:
 def write_demonstrations(
     path: Path, trajectories: Sequence[Trajectory], env_info: dict[str, Any], seeds: Sequence[int]
 ) -> None:
-    """Write trajectories in the layout that :func:`read_demonstrations` reads.
+    """Write trajectories in the layout that :func:`read_demonstrations` reads; each file whole or not at all, the
+    JSON last.
 
     Raises:
         InputError: the file or its JSON exists (nothing is written over), or it cannot be made.
     """
     check_new_file(path)
+    temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = h5py.File(path, "x")
+        file = h5py.File(temporary, "w")
     except OSError as error:
         raise InputError(f"out: expected a file that can be made, {path}: {error}") from error
     episodes = []
@@ -296,4 +298,6 @@ def write_demonstrations(
                 }
             )
     meta = {"env_info": env_info, "commit_info": None, "episodes": episodes}
-    path.with_suffix(".json").write_text(json.dumps(meta, indent=2))
+    temporary.replace(path)
+    temporary.write_text(json.dumps(meta, indent=2))
+    temporary.replace(path.with_suffix(".json"))
