@@ -17,7 +17,7 @@ from stopped_job import start, stopping
 from tiny_worlds import TASK, TINY_BASE, TINY_STAGE1
 
 from dsrl_offpolicy.checkpoint import load_checkpoint
-from dsrl_offpolicy.train import quickstart
+from dsrl_offpolicy.train import demo_files, quickstart
 
 STAGE0_STEP = "dsrl_offpolicy.agents.awsc:AWSCAgent.update"
 ENCODER_STEP = "dsrl_offpolicy.agents.awsc:EncoderTraining.update"
@@ -137,39 +137,38 @@ class TestStage0:
 
 @pytest.mark.maniskill
 @pytest.mark.usefixtures("maniskill")
-class TestStage0OnImages:
+def test_either_part_of_stage0_on_images_goes_on_to_the_bit(tmp_path, monkeypatch) -> None:
     """4 steps for the encoder, 4 for everything else."""
+    demos, folder, whole = tmp_path / "demos.h5", tmp_path / "run", tmp_path / "whole"
+    task = ["--env_id", "LiftPegUpright-v1"]
+    argv = ["demos", *task, "--out", demos, "--demonstrator", "scripted", "--obs_mode", "rgb"]
+    done = run_dsrl([*argv, "--episodes", 2, "--demo_steps", 8])
+    assert done.status == 0, done.err
+    ask, answers = demo_files._order_in_environment, []
 
-    @pytest.fixture(scope="class")
-    def flags(self, tmp_path_factory: pytest.TempPathFactory) -> list[object]:
-        demos = tmp_path_factory.mktemp("images") / "demos.h5"
-        task = ["--env_id", "LiftPegUpright-v1"]
-        argv = ["demos", *task, "--out", demos, "--demonstrator", "scripted", "--obs_mode", "rgb"]
-        done = run_dsrl([*argv, "--episodes", 2, "--demo_steps", 8])
-        assert done.status == 0, done.err
-        return [
-            "pretrain", *task, "--demo_path", demos, "--total_iters", 4, "--batch_size", 8,
-            "--velocity_widths", 16, "--embed_dim", 8, "--critic_hidden_dims", 16, "--denoising_steps", 2,
-            "--log_freq", 1, "--encoder_iters", 4, "--encoder_batch_size", 4, "--visual_dim", 6,
-            "--image_shift", 2,
-        ]  # fmt: skip
+    def ask_once(*args: Any) -> Any:  # building the environment is most of the time of so short a run
+        if not answers:
+            answers.append(ask(*args))
+        return answers[0]
 
-    @pytest.fixture(scope="class")
-    def whole(self, flags: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
-        folder = tmp_path_factory.mktemp("whole") / "run"
-        assert run_dsrl([*flags, "--out", folder]).status == 0
-        return folder
+    monkeypatch.setattr(demo_files, "_order_in_environment", ask_once)
+    flags = [
+        "pretrain", *task, "--demo_path", demos, "--total_iters", 4, "--batch_size", 8, "--velocity_widths", 16,
+        "--embed_dim", 8, "--critic_hidden_dims", 16, "--denoising_steps", 2, "--log_freq", 1,
+        "--encoder_iters", 4, "--encoder_batch_size", 4, "--visual_dim", 6, "--image_shift", 2,
+    ]  # fmt: skip
+    assert run_dsrl([*flags, "--out", whole]).status == 0
 
-    @pytest.mark.parametrize(("after", "count"), [(ENCODER_STEP, 2), (ENCODER_STEP, 4), (STAGE0_STEP, 2)])
-    def test_either_part_goes_on_to_the_bit(self, flags, whole, tmp_path, after, count) -> None:
-        folder = tmp_path / "run"
-        assert stop_here(after, count, signal.SIGTERM, [*flags, "--out", folder]).status == 143
+    argv = [*flags, "--out", folder]
+    for after, count, steps in ((ENCODER_STEP, 2, 2), (ENCODER_STEP, 2, 4), (STAGE0_STEP, 2, 2)):
+        done = stop_here(after, count, signal.SIGTERM, argv)
+        assert done.status == 143, done.err
         state = saved(folder, "unfinished_stage0")
-        assert state["gradient_steps"] == count
+        assert state["gradient_steps"] == steps
         assert (state["encoder_training"] is not None) == (after == ENCODER_STEP)
-        done = run_dsrl(["pretrain", "--resume", folder])
-        assert done.status == 0, done.err
-        assert_went_on_as_the_whole_run(folder, whole, "base_policy")
+        argv = ["pretrain", "--resume", folder]
+    assert run_dsrl(argv).status == 0
+    assert_went_on_as_the_whole_run(folder, whole, "base_policy")
 
 
 class TestStage1:
@@ -249,7 +248,7 @@ def test_the_quickstart_goes_on_wherever_it_was_stopped(tmp_path, monkeypatch) -
         return settings(job, shipped, section, *args, **values)
 
     monkeypatch.setattr(quickstart, "_training", short)
-    flags = ["quickstart", "--task", TASK, "--budget", 0.01, "--num_envs", 2]
+    flags = ["quickstart", "--task", TASK, "--budget", 0.01, "--num_envs", 1]
     folder, whole = tmp_path / "run", tmp_path / "whole"
     done = run_dsrl([*flags, "--out", whole])
     assert done.status == 0, done.err

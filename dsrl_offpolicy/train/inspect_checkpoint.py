@@ -35,6 +35,8 @@ NETWORKS = {
     "base_policy": ("encoder", "velocity_net_ema", "critic"),
     "stage1": ("policy", "critic"),
     "stage2": ("policy",),
+    "unfinished_stage0": (),
+    "unfinished_stage1": (),
 }
 """Networks that a checkpoint of each kind is there for; optimisers, targets and buffers are not among them."""
 SHOWN = ("spec", "steering", "counters", "critic_shape", "env_id", "gradient_steps", "base_fingerprint")
