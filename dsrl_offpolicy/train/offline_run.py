@@ -85,8 +85,10 @@ def offline_run(
     Raises:
         InputError: a run that was never saved, is at its end, or over which something changed.
     """
-    checkpoints = RunCheckpoints(folder / UNFINISHED, KINDS[command])
-    state = _load(folder, checkpoints, same) if resume else None
+    checkpoints = saves_of(folder, command)
+    if resume and has_ended(folder, command):
+        raise InputError(f"resume: expected a run that was interrupted, {folder} is at its end")
+    state = _load(checkpoints, same) if resume else None
     resumed = state["log"] if state is not None else None
     with (
         Run(folder, config, track=config.track, wandb_project=config.wandb_project, resume=resumed) as tracker,
@@ -96,14 +98,17 @@ def offline_run(
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
 
 
-def has_ended(folder: Path) -> bool:
-    """Whether the run in ``folder`` wrote everything that it writes."""
-    return (folder / "summary.json").is_file() and not (folder / UNFINISHED).exists()
+def saves_of(folder: Path, command: str) -> RunCheckpoints:
+    """The saves from which the run in ``folder`` goes on, if it has any."""
+    return RunCheckpoints(folder / UNFINISHED, KINDS[command])
 
 
-def _load(folder: Path, checkpoints: RunCheckpoints, same: Mapping[str, str]) -> dict[str, Any]:
-    if has_ended(folder):
-        raise InputError(f"resume: expected a run that was interrupted, {folder} is at its end")
+def has_ended(folder: Path, command: str) -> bool:
+    """Whether the run in ``folder`` wrote everything that it writes and dropped its saves."""
+    return (folder / "summary.json").is_file() and not saves_of(folder, command).exist()
+
+
+def _load(checkpoints: RunCheckpoints, same: Mapping[str, str]) -> dict[str, Any]:
     state = checkpoints.load()
     if state["device"] != same["device"]:
         raise InputError(f"device: expected {state['device']}, where the run began, got {same['device']}")

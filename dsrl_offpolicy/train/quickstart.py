@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import yaml
 
-from dsrl_offpolicy.checkpoint import UNFINISHED
 from dsrl_offpolicy.configs.jobs import (
     DemosConfig,
     EvalConfig,
@@ -35,7 +34,7 @@ from dsrl_offpolicy.train import (
     train_stage2_online,
 )
 from dsrl_offpolicy.train.interruption import Interrupted, Interruption
-from dsrl_offpolicy.train.offline_run import has_ended
+from dsrl_offpolicy.train.offline_run import has_ended, saves_of
 from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
 from dsrl_offpolicy.train.wiring import command, config_of_run
 
@@ -83,7 +82,7 @@ def _run_stages(config: QuickstartConfig, folder: Path, tracker: Run) -> dict[st
     stage0 = _stage(
         pretrain_stage0.run,
         _training(Stage0Config, "stage0_pretrain.yaml", "stage0", config, folder, demo_path=demo_path),
-        has_ended, RunCheckpoints(folder / "stage0" / UNFINISHED, "unfinished_stage0"),
+        has_ended(folder / "stage0", "dsrl pretrain"), saves_of(folder / "stage0", "dsrl pretrain"),
     )  # fmt: skip
     _note_done(tracker, 2)
     base = stage0 / "checkpoints" / "last.pt"
@@ -93,9 +92,10 @@ def _run_stages(config: QuickstartConfig, folder: Path, tracker: Run) -> dict[st
             Stage1Config, "stage1_offline.yaml", "stage1", config, folder,
             demo_path=demo_path, awsc_checkpoint=base,
         ),
-        has_ended, RunCheckpoints(folder / "stage1" / UNFINISHED, "unfinished_stage1"),
+        has_ended(folder / "stage1", "dsrl stage1"), saves_of(folder / "stage1", "dsrl stage1"),
     )  # fmt: skip
     _note_done(tracker, 3)
+    stage2_saves = RunCheckpoints(folder / "stage2" / "checkpoints", "stage2")
     stage1_checkpoint = stage1 / "checkpoints" / "last.pt"
     stage2 = _stage(
         train_stage2_online.run,
@@ -103,7 +103,7 @@ def _run_stages(config: QuickstartConfig, folder: Path, tracker: Run) -> dict[st
             Stage2Config, "stage2_online.yaml", "stage2", config, folder,
             awsc_checkpoint=base, stage1_checkpoint=stage1_checkpoint,
         ),
-        _stage2_has_ended, RunCheckpoints(folder / "stage2" / "checkpoints", "stage2"),
+        stage2_saves.exist() and stage2_saves.load()["collector"] is None, stage2_saves,
     )  # fmt: skip
     _note_done(tracker, 4)
     shutil.rmtree(folder / "eval", ignore_errors=True)  # of an interrupted one: minutes, and always the same
@@ -127,32 +127,25 @@ def _demonstrations(config: QuickstartConfig, path: Path) -> Path:
     return path
 
 
-def _stage(
-    run_stage: Callable[[Job], Path], config: Job, ended: Callable[[Path], bool], checkpoints: RunCheckpoints
-) -> Path:
+def _stage(run_stage: Callable[[Job], Path], config: Job, ended: bool, saves: RunCheckpoints) -> Path:
     """One stage: run, gone on with, or nothing where it has ended. Returns its folder.
 
     Args:
         run_stage: the stage's job.
         config: its settings, for a new run.
-        ended: whether the run in a folder has ended.
-        checkpoints: what the stage would go on from.
+        ended: whether it has ended.
+        saves: from which it would go on.
     """
     folder: Path = config.out  # type: ignore[attr-defined]
     if not folder.exists():
         return run_stage(config)
-    if ended(folder):
+    if ended:
         return folder
-    if checkpoints.exist():
+    if saves.exist():
         return run_stage(type(config)(resume=folder))  # type: ignore[call-arg]
     print(f"note: {folder} was interrupted before its first save; it is dropped and begins anew", file=sys.stderr)
     shutil.rmtree(folder)
     return run_stage(config)
-
-
-def _stage2_has_ended(folder: Path) -> bool:
-    checkpoints = RunCheckpoints(folder / "checkpoints", "stage2")
-    return checkpoints.exist() and checkpoints.load()["collector"] is None
 
 
 def _note_done(tracker: Run, stages: int) -> None:
