@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import pickle
 from collections.abc import Callable, Mapping
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from dsrl_offpolicy.errors import InputError
 
 FORMAT_VERSION = 1
+UNFINISHED = "unfinished"
+"""Folder, within that of a run of Stage 0 or 1, of the saves from which it goes on."""
 
 
 def save_checkpoint(path: Path, kind: str, content: Mapping[str, Any]) -> None:
@@ -68,7 +71,7 @@ def read_tensors(
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        problem = "is not a file" if path.exists() else "does not exist"
+        problem = "is not a file" if path.exists() else f"does not exist{_progress(path)}"
         raise InputError(f"{flag}: expected a {what}, {path} {problem}")
     try:
         return torch.load(path, map_location=device, weights_only=True, mmap=memory_map)
@@ -104,12 +107,22 @@ def check_kind(content: Any, path: Path, kind: str, flag: str) -> dict[str, Any]
     """
     found = content.get("kind") if isinstance(content, dict) else None
     if found != kind:
-        raise InputError(f"{flag}: expected a {kind} checkpoint, {path} is {found or 'something else'}")
+        found = f"{found or 'something else'}{_progress(path)}"
+        raise InputError(f"{flag}: expected a {kind} checkpoint, {path} is {found}")
     if content.get("format_version") != FORMAT_VERSION:
         raise InputError(
             f"{flag}: expected format version {FORMAT_VERSION}, {path} has {content.get('format_version')}"
         )
     return dict(content)
+
+
+def _progress(path: Path) -> str:
+    """How far the unfinished run is in whose folder ``path`` lies; empty where it lies in none."""
+    folder = path.parent if path.parent.name == UNFINISHED else path.parent.parent / UNFINISHED
+    try:
+        return f": its run {json.loads((folder / 'manifest.json').read_text())['progress']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def load_weights(

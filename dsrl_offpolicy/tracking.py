@@ -95,6 +95,11 @@ class Run:
         return {"minutes": self.minutes, "rows": self._rows, "step": self._last_step, "wandb_id": wandb_id}
 
     @property
+    def rows(self) -> int:
+        """Rows of metrics so far."""
+        return self._rows
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
@@ -133,8 +138,10 @@ class Run:
         return row
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """``summary.json``: what the run came to."""
-        (self.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        """``summary.json``: what the run came to; whole or not at all."""
+        temporary = self.path / "summary.json.tmp"
+        temporary.write_text(json.dumps(summary, indent=2) + "\n")
+        temporary.replace(self.path / "summary.json")
 
     def close(self) -> None:
         """Flush and close every writer."""

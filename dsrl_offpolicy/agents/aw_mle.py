@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -110,6 +110,25 @@ class AWMLEAgent(nn.Module):
         if self.critic_optimizer is not None:
             metrics["distill_loss"] = self._distill(self.critic_optimizer, features, latent, q_heads)
         return metrics
+
+    def training_state(self) -> dict[str, Any]:
+        """Everything that the next ``update`` depends on but a pool: weights, optimisers, random state."""
+        return {
+            "networks": self.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict() if self.critic_optimizer is not None else None,
+            "distilled": self._distilled,
+            "generator": self.generator.get_state(),
+        }
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`training_state`."""
+        self.load_state_dict(state["networks"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.critic_optimizer is not None:
+            self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        self._distilled = state["distilled"]
+        self.generator.set_state(state["generator"].cpu())
 
     def _distill(
         self,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -106,6 +107,22 @@ class AWSCAgent(nn.Module):
             _ema(self.velocity_net_ema, self.velocity_net, 1 - self.ema_decay)
             _ema(self.critic_target, self.critic, self.polyak_tau)
         return {**critic_info, **value_info, **flow_info}
+
+    def training_state(self) -> dict[str, Any]:
+        """Everything that the next ``update`` depends on: weights, optimiser, schedule, random state."""
+        return {
+            "networks": self.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`training_state`."""
+        self.load_state_dict(state["networks"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.generator.set_state(state["generator"].cpu())
 
     def critic_loss(self, batch: DemoBatch, actions: Tensor) -> tuple[Tensor, Metrics]:
         """``sum_k (Q_k(s, a) - r - discount V(s'))^2``, IQL eq. 6 over macro-steps."""
@@ -245,6 +262,23 @@ class EncoderTraining:
         with torch.no_grad():
             _ema(agent.velocity_net_ema, agent.velocity_net, 1 - agent.ema_decay)
         return metrics
+
+    def training_state(self) -> dict[str, Any]:
+        """What the next ``update`` depends on besides agent and encoder: heads, optimiser, schedule."""
+        return {
+            "chunk_head": self.chunk_head.state_dict(),
+            "pose_head": self.pose_head.state_dict() if self.pose_head is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`training_state`."""
+        self.chunk_head.load_state_dict(state["chunk_head"])
+        if self.pose_head is not None:
+            self.pose_head.load_state_dict(state["pose_head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
 
 
 def random_shift(

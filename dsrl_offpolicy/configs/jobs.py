@@ -42,6 +42,22 @@ class TrackedConfig(JobConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResumableConfig:
+    """What jobs have that go on after an interruption."""
+
+    resume: Path | None = None
+    """Run folder of an interrupted run to go on with, under its own settings; no other flag stands beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflineConfig(TrackedConfig, ResumableConfig):
+    """What training jobs on demonstrations have besides."""
+
+    save_freq: int = 1000
+    """Gradient steps between two saves of the whole run; 0 saves it only when it is stopped."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SimulatorConfig:
     """Which environment, and how it is simulated."""
 
@@ -150,7 +166,7 @@ class DemosConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage0Config(TrackedConfig, SimulatorConfig):
+class Stage0Config(OfflineConfig, SimulatorConfig):
     """dsrl pretrain: the AWSC base policy and its action critic, from demonstrations."""
 
     demo_path: Path | None = None
@@ -220,7 +236,7 @@ class Stage0Config(TrackedConfig, SimulatorConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage1Config(TrackedConfig, EvaluationConfig, SteeringConfig, BasePolicyConfig):
+class Stage1Config(OfflineConfig, EvaluationConfig, SteeringConfig, BasePolicyConfig):
     """dsrl stage1: warm-start of the latent policy by advantage-weighted likelihood, offline."""
 
     demo_path: Path | None = None
@@ -271,11 +287,9 @@ class Stage1Config(TrackedConfig, EvaluationConfig, SteeringConfig, BasePolicyCo
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage2Config(TrackedConfig, EvaluationConfig, SteeringConfig, BasePolicyConfig):
+class Stage2Config(TrackedConfig, ResumableConfig, EvaluationConfig, SteeringConfig, BasePolicyConfig):
     """dsrl stage2: online SAC in the latent space of the frozen base policy."""
 
-    resume: Path | None = None
-    """Run folder of an interrupted run to go on with, under its own settings; no other flag stands beside it."""
     save_freq: int = 10000
     """Env steps between two saves of the whole run; 0 saves it only when it ends or is stopped."""
     stage1_checkpoint: Path | None = None
@@ -358,7 +372,7 @@ class EvalConfig(JobConfig, EvaluationConfig, BasePolicyConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuickstartConfig:
+class QuickstartConfig(ResumableConfig):
     """dsrl quickstart: demonstrations, Stages 0, 1 and 2 and the final table, on one task."""
 
     task: str = "pick-place-v3"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -268,32 +270,41 @@ def check_new_file(path: Path) -> None:
 def write_demonstrations(
     path: Path, trajectories: Sequence[Trajectory], env_info: dict[str, Any], seeds: Sequence[int]
 ) -> None:
-    """Write trajectories in the layout that :func:`read_demonstrations` reads.
+    """Write trajectories in the layout that :func:`read_demonstrations` reads; each file whole or not at all, the
+    JSON last.
 
     Raises:
         InputError: the file or its JSON exists (nothing is written over), or it cannot be made.
     """
     check_new_file(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = h5py.File(path, "x")
-    except OSError as error:
-        raise InputError(f"out: expected a file that can be made, {path}: {error}") from error
-    episodes = []
-    with file:
-        for i, (trajectory, seed) in enumerate(zip(trajectories, seeds, strict=True)):
+    temporary = path.with_name(path.name + ".tmp")
+    control_mode = env_info["env_kwargs"]["control_mode"]
+    episodes = [
+        {
+            "episode_id": i,
+            "episode_seed": seed,
+            "control_mode": control_mode,
+            "elapsed_steps": len(trajectory),
+            "reset_kwargs": {"options": None, "seed": seed},
+            "success": bool(trajectory.success.any()),
+        }
+        for i, (trajectory, seed) in enumerate(zip(trajectories, seeds, strict=True))
+    ]
+    meta = {"env_info": env_info, "commit_info": None, "episodes": episodes}
+    content = io.BytesIO()  # in memory, because HDF5 does not end well on a full disk
+    with h5py.File(content, "w") as file:
+        for i, trajectory in enumerate(trajectories):
             group = file.create_group(f"traj_{i}")
             for field in ("obs", "actions", "success", "terminated", "truncated", "rewards"):
                 group.create_dataset(field, data=getattr(trajectory, field), compression="gzip")
-            episodes.append(
-                {
-                    "episode_id": i,
-                    "episode_seed": seed,
-                    "control_mode": env_info["env_kwargs"]["control_mode"],
-                    "elapsed_steps": len(trajectory),
-                    "reset_kwargs": {"options": None, "seed": seed},
-                    "success": bool(trajectory.success.any()),
-                }
-            )
-    meta = {"env_info": env_info, "commit_info": None, "episodes": episodes}
-    path.with_suffix(".json").write_text(json.dumps(meta, indent=2))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content.getbuffer())
+        temporary.replace(path)
+        temporary.write_text(json.dumps(meta, indent=2))
+        temporary.replace(path.with_suffix(".json"))
+    except OSError as error:
+        raise InputError(f"out: expected a file that can be made, {path}: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -36,6 +36,8 @@ NETWORKS = {
     "stage1": ("policy", "critic"),
     "stage2": ("policy",),
     "snapshot": ("networks",),
+    "unfinished_stage0": (),
+    "unfinished_stage1": (),
 }
 """Networks that a checkpoint of each kind is there for; optimisers, targets and buffers are not among them."""
 SHOWN = ("spec", "steering", "counters", "critic_shape", "env_id", "gradient_steps", "base_fingerprint", "message")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +22,7 @@ from dsrl_offpolicy.configs.jobs import (
     Stage2Config,
 )
 from dsrl_offpolicy.configs.loading import override
+from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.intervals import Interval
 from dsrl_offpolicy.reports.curves import plot_stage2_run
 from dsrl_offpolicy.tracking import Run, create_run_folder
@@ -30,7 +33,10 @@ from dsrl_offpolicy.train import (
     train_stage1_offline,
     train_stage2_online,
 )
-from dsrl_offpolicy.train.wiring import command
+from dsrl_offpolicy.train.interruption import Interrupted, Interruption
+from dsrl_offpolicy.train.offline_run import has_ended, saves_of
+from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
+from dsrl_offpolicy.train.wiring import command, config_of_run
 
 Job = TypeVar("Job")
 
@@ -47,50 +53,137 @@ MINIMUM = {"episodes": 4, "eval_episodes": 4, "total_timesteps": 400, "screening
 
 
 def run(config: QuickstartConfig) -> Path:
-    """Run every stage into one folder and print the final table. Returns the run folder."""
+    """Run every stage into one folder, or go on with what an interruption left of it, and print the final table.
+
+    Returns the run folder.
+    """
+    resume = config.resume.expanduser() if config.resume is not None else None
+    if resume is not None:
+        config = config_of_run(config, "quickstart.yaml")
+        if (resume / "summary.json").exists():
+            raise InputError(f"resume: expected a run that was interrupted, {resume} is at its end")
     generate_demos.check_task("task", config.task)
-    folder = create_run_folder(config.out, f"quickstart-{config.task}-seed{config.seed}")
-    with Run(folder, config) as tracker:
-        demo_path = generate_demos.run(
-            _job(DemosConfig, "demos.yaml", "demos", config, env_id=config.task, out=folder / "demos.h5")
-        )
-        tracker.log({"stage": 0}, {"stages_done": 1})
-        stage0 = pretrain_stage0.run(
-            _training(Stage0Config, "stage0_pretrain.yaml", "stage0", config, folder, demo_path=demo_path)
-        )
-        tracker.log({"stage": 1}, {"stages_done": 2})
-        base = stage0 / "checkpoints" / "last.pt"
-        stage1 = train_stage1_offline.run(
-            _training(
-                Stage1Config, "stage1_offline.yaml", "stage1", config, folder,
-                demo_path=demo_path, awsc_checkpoint=base,
-            )
-        )  # fmt: skip
-        stage1_checkpoint = stage1 / "checkpoints" / "last.pt"
-        stage2_config = _training(
+    folder = resume or create_run_folder(config.out, f"quickstart-{config.task}-seed{config.seed}")
+    logs = _logs_so_far(folder) if resume is not None else None
+    with Run(folder, config, resume=logs) as tracker, Interruption(at_once=True) as stop:
+        try:
+            summary = _run_stages(config, folder, tracker)
+        except (Interrupted, KeyboardInterrupt) as error:
+            number = stop.requested or (error.number if isinstance(error, Interrupted) else signal.SIGINT)
+            raise Interrupted(number, f"to go on: dsrl quickstart --resume {folder}") from None
+    _print_summary(summary, folder)
+    return folder
+
+
+def _run_stages(config: QuickstartConfig, folder: Path, tracker: Run) -> dict[str, Any]:
+    """Everything that is not done yet. Returns the summary, which is written last."""
+    demo_path = _demonstrations(config, folder / "demos.h5")
+    _note_done(tracker, 1)
+    stage0 = _stage(
+        pretrain_stage0.run,
+        _training(Stage0Config, "stage0_pretrain.yaml", "stage0", config, folder, demo_path=demo_path),
+        has_ended(folder / "stage0", "dsrl pretrain"), saves_of(folder / "stage0", "dsrl pretrain"),
+    )  # fmt: skip
+    _note_done(tracker, 2)
+    base = stage0 / "checkpoints" / "last.pt"
+    stage1 = _stage(
+        train_stage1_offline.run,
+        _training(
+            Stage1Config, "stage1_offline.yaml", "stage1", config, folder,
+            demo_path=demo_path, awsc_checkpoint=base,
+        ),
+        has_ended(folder / "stage1", "dsrl stage1"), saves_of(folder / "stage1", "dsrl stage1"),
+    )  # fmt: skip
+    _note_done(tracker, 3)
+    stage2_saves = RunCheckpoints(folder / "stage2" / "checkpoints", "stage2")
+    stage1_checkpoint = stage1 / "checkpoints" / "last.pt"
+    stage2 = _stage(
+        train_stage2_online.run,
+        _training(
             Stage2Config, "stage2_online.yaml", "stage2", config, folder,
             awsc_checkpoint=base, stage1_checkpoint=stage1_checkpoint,
-        )  # fmt: skip
-        stage2 = train_stage2_online.run(stage2_config)
-        evaluation = evaluate.run(
-            _training(
-                EvalConfig, "eval.yaml", "eval", config, folder,
-                awsc_checkpoint=base,
-                stage1_checkpoint=stage1_checkpoint,
-                stage2_checkpoint=stage2 / "checkpoints" / "last.pt",
-            )
-        )  # fmt: skip
-        rows = {row["policy"]: row for row in json.loads((evaluation / "evaluation.json").read_text())}
-        summary = _summary(rows, json.loads((stage2 / "summary.json").read_text()), config, tracker)
-        tracker.write_summary(summary)
+        ),
+        stage2_saves.exist() and stage2_saves.load()["collector"] is None, stage2_saves,
+    )  # fmt: skip
+    _note_done(tracker, 4)
+    shutil.rmtree(folder / "eval", ignore_errors=True)  # of an interrupted one: minutes, and always the same
+    evaluation = evaluate.run(
+        _training(
+            EvalConfig, "eval.yaml", "eval", config, folder,
+            awsc_checkpoint=base,
+            stage1_checkpoint=stage1_checkpoint,
+            stage2_checkpoint=stage2 / "checkpoints" / "last.pt",
+        )
+    )  # fmt: skip
+    return _conclude(config, folder, stage2, evaluation, tracker)
+
+
+def _demonstrations(config: QuickstartConfig, path: Path) -> Path:
+    """The demonstrations, which are there whole or are recorded (anew)."""
+    if not (path.is_file() and path.with_suffix(".json").is_file()):
+        for file in (path, path.with_suffix(".json")):
+            file.unlink(missing_ok=True)
+        generate_demos.run(_job(DemosConfig, "demos.yaml", "demos", config, env_id=config.task, out=path))
+    return path
+
+
+def _stage(run_stage: Callable[[Job], Path], config: Job, ended: bool, saves: RunCheckpoints) -> Path:
+    """One stage: run, gone on with, or nothing where it has ended. Returns its folder.
+
+    Args:
+        run_stage: the stage's job.
+        config: its settings, for a new run.
+        ended: whether it has ended.
+        saves: from which it would go on.
+    """
+    folder: Path = config.out  # type: ignore[attr-defined]
+    if not folder.exists():
+        return run_stage(config)
+    if ended:
+        return folder
+    if saves.exist():
+        return run_stage(type(config)(resume=folder))  # type: ignore[call-arg]
+    print(f"note: {folder} was interrupted before its first save; it is dropped and begins anew", file=sys.stderr)
+    shutil.rmtree(folder)
+    return run_stage(config)
+
+
+def _note_done(tracker: Run, stages: int) -> None:
+    """A row for each stage that is done: demonstrations, then Stages 0 to 2."""
+    if stages > tracker.rows:
+        tracker.log({"stage": stages - 1}, {"stages_done": stages})
+
+
+def _logs_so_far(folder: Path) -> dict[str, Any]:
+    """Where the quickstart's own logs stand: a row for each stage that is done, and the minutes that went into
+    these and into the one that was interrupted."""
+    rows = _whole_rows(folder)
+    interrupted = ("demos", "stage0", "stage1", "stage2", "eval")[len(rows)]
+    last = [found[-1]["minutes"] for found in (rows, _whole_rows(folder / interrupted)) if found]
+    return {"minutes": sum(last), "rows": len(rows), "step": len(rows), "wandb_id": None}
+
+
+def _whole_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics; a kill may have cut the last one."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _conclude(
+    config: QuickstartConfig, folder: Path, stage2: Path, evaluation: Path, tracker: Run
+) -> dict[str, Any]:
+    """Copy the evidence to the top and write the summary, which marks the end."""
+    rows = {row["policy"]: row for row in json.loads((evaluation / "evaluation.json").read_text())}
     for name in ("evaluation.csv", "evaluation.json"):
         shutil.copy(evaluation / name, folder / name)
     levels = {name: Interval(**_interval(rows[name])) for name in ("base (prior noise)", "w = 0")}
     curve = plot_stage2_run(stage2, levels, f"{config.task}, seed {config.seed}")
     if curve is not None:
         shutil.copy(curve, folder / "learning_curve.png")
-    _print_summary(summary, folder)
-    return folder
+    summary = _summary(rows, json.loads((stage2 / "summary.json").read_text()), config, tracker)
+    tracker.write_summary(summary)
+    return summary
 
 
 def _job(job: type[Job], shipped: str, section: str, config: QuickstartConfig, **values: Any) -> Job:

@@ -31,8 +31,16 @@ class RunCheckpoints:
         self.folder = folder
         self.kind = kind
 
-    def save(self, content: Mapping[str, Any]) -> None:
+    def exist(self) -> bool:
+        """Whether anything was saved yet."""
+        return any((self.folder / name).exists() for name in (LAST, PREVIOUS))
+
+    def save(self, content: Mapping[str, Any], progress: str | None = None) -> None:
         """Keep ``content`` as the last checkpoint. A last one that was damaged does not become the previous one.
+
+        Args:
+            content: of the checkpoint.
+            progress: how far the run is, for the manifest and whoever looks for its end.
 
         Raises:
             InputError: it cannot be written; the last one and the previous one are as they were.
@@ -41,7 +49,7 @@ class RunCheckpoints:
         try:
             save_checkpoint(new, self.kind, content)
             known = self._digests() or []
-            self._write_manifest([file_digest(new), *known[:2]])
+            self._write_manifest([file_digest(new), *known[:2]], progress)
             if last.is_file() and file_digest(last) in known:
                 _copy(last, previous)
             new.replace(last)
@@ -60,7 +68,7 @@ class RunCheckpoints:
         Raises:
             InputError: neither is whole.
         """
-        if not (self.folder / LAST).exists() and not (self.folder / PREVIOUS).exists():
+        if not self.exist():
             raise InputError(f"resume: expected a checkpoint in {self.folder}, none was saved yet")
         known, problems = self._digests(), []
         if known is None:
@@ -88,10 +96,11 @@ class RunCheckpoints:
             return None
         return [str(digest) for digest in found] if isinstance(found, list) else None
 
-    def _write_manifest(self, digests: list[str]) -> None:
+    def _write_manifest(self, digests: list[str], progress: str | None) -> None:
         manifest = {
             "format_version": FORMAT_VERSION,
             "kind": self.kind,
+            **({"progress": progress} if progress is not None else {}),
             "sha256": digests,
             "python": platform.python_version(),
             "versions": {name: _version(name) for name in LIBRARIES},

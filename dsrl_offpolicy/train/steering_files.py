@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
 from dsrl_offpolicy.checkpoint import load_checkpoint, load_weights, save_checkpoint
@@ -18,8 +19,13 @@ from dsrl_offpolicy.models.latent_policy import LatentPolicy
 
 def fingerprint(base: ShortcutFlowPolicy) -> str:
     """A hash of the weights that decode: a latent means nothing over another base policy."""
+    return weights_digest(base.encoder, base.velocity)
+
+
+def weights_digest(*modules: nn.Module) -> str:
+    """The SHA-256 of modules' tensors and their names, in hexadecimal."""
     digest = hashlib.sha256()
-    for name, value in [*base.encoder.state_dict().items(), *base.velocity.state_dict().items()]:
+    for name, value in [item for module in modules for item in module.state_dict().items()]:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -13,24 +13,28 @@ from torch import Tensor
 
 from dsrl_offpolicy.agents.aw_mle import AWMLEAgent, CandidatePool
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
+from dsrl_offpolicy.checkpoint import file_digest
 from dsrl_offpolicy.configs.jobs import Stage1Config
 from dsrl_offpolicy.demos.windows import cut_windows, split_episodes
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.evaluation.episodes import EvaluationSummary, evaluation_seeds, run_episodes, summarise
+from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, summarise
 from dsrl_offpolicy.evaluation.intervals import mean_interval
 from dsrl_offpolicy.models.latent_q_network import LatentCritic
 from dsrl_offpolicy.models.latent_sources import policy_source
-from dsrl_offpolicy.seeding import torch_generator
-from dsrl_offpolicy.tracking import ProgressReport, Run, create_run_folder
+from dsrl_offpolicy.seeding import restore_random_states, torch_generator
+from dsrl_offpolicy.tracking import ProgressReport, create_run_folder
 from dsrl_offpolicy.train.demo_files import encode_demonstrations, image_shape, load_demonstrations
-from dsrl_offpolicy.train.pretrain_stage0 import window_spec
-from dsrl_offpolicy.train.steering_files import save_steering
+from dsrl_offpolicy.train.interruption import EvaluationStopped
+from dsrl_offpolicy.train.offline_run import OfflineRun, offline_run
+from dsrl_offpolicy.train.stage0_parts import window_spec
+from dsrl_offpolicy.train.steering_files import save_steering, weights_digest
 from dsrl_offpolicy.train.wiring import (
     base_env_spec,
     build_layout,
     check_fit,
     command,
+    config_of_run,
     control_mode_of,
     load_base,
     note_other_task,
@@ -42,32 +46,166 @@ POOL_BYTES = 2**30
 """Memory that ``candidate_pool=auto`` takes at most."""
 
 
-def run(config: Stage1Config) -> Path:
-    """Train, verify on held-out states, evaluate in the environment. Returns the run folder."""
-    device = start_torch(config)
-    base = load_base(config, device)
-    train_states, held_out_states = load_states(config, base, device)
-    agent = build_agent(config, base, device)
-    env_spec = base_env_spec(base.spec, config, end_on_success=config.eval_end_on_success)
-    if config.eval_freq:
-        check_fit(base.spec, env_spec)
-    folder = create_run_folder(config.out, f"dsrl_offpolicy_stage1-{config.env_id}-seed{config.seed}")
-    note_other_task(base.spec, config.env_id)
-    with Run(folder, config, track=config.track, wandb_project=config.wandb_project) as tracker:
-        env = make_vector_env(env_spec, config.num_envs) if config.eval_freq else None
+class Stage1:
+    """One Stage 1 run: what it is made of, and its loop.
+
+    Args:
+        config: its settings.
+        resume: a run folder that an interrupted run of these settings left; it goes on there.
+    """
+
+    def __init__(self, config: Stage1Config, resume: Path | None = None) -> None:
+        self.config = config
+        self.resume = resume
+        self.device = device = start_torch(config)
+        self.base = load_base(config, device)
+        self.states, self.held_out = load_states(config, self.base, device)
+        self.agent = build_agent(config, self.base, device)
+        self.sampler = torch_generator(config.seed, "stage1_batches", device)
+        self.env_spec = base_env_spec(self.base.spec, config, end_on_success=config.eval_end_on_success)
+        if config.eval_freq:
+            check_fit(self.base.spec, self.env_spec)
+        self.step = 0
+        self.evaluated = 0
+        self.best = -1.0
+        self.evaluation: dict[str, Any] | None = None
+
+    def run(self) -> Path:
+        """Train, verify on held-out states, evaluate in the environment. Returns the run folder."""
+        config = self.config
+        default = f"dsrl_offpolicy_stage1-{config.env_id}-seed{config.seed}"
+        folder = self.resume or create_run_folder(config.out, default)
+        note_other_task(self.base.spec, config.env_id)
+        with offline_run(folder, config, "dsrl stage1", self._same(), resume=self.resume is not None) as run:
+            pool = self._pool()
+            if run.state is not None:
+                self._restore(run.state)
+            env = make_vector_env(self.env_spec, config.num_envs) if config.eval_freq else None
+            try:
+                self._loop(run, pool, env)
+            finally:
+                if env is not None:
+                    env.close()
+            self._save(run.tracker.checkpoints / "last.pt")
+            verification = verify(self.agent, self.held_out, config)
+            run.tracker.log(
+                {f"verification/{k}": v for k, v in verification.items()}, {"gradient_steps": self.step}
+            )
+            run.tracker.write_summary(
+                {
+                    "gradient_steps": self.step,
+                    "evaluation": self.evaluation,
+                    "best_eval_success_once": self.best if self.evaluation is not None else None,
+                    "verification": verification,
+                    "minutes": round(run.tracker.minutes, 3),
+                }
+            )
+        return folder
+
+    def _pool(self) -> CandidatePool | None:
+        """Drawn before anything else is, so that a run that goes on draws the same one again: it may fill a GiB,
+        too much to save."""
+        size = pool_size(self.config, len(self.states), self.agent.layout.dim + self.base.spec.critic_heads)
+        return CandidatePool(self.agent, self.states, size) if size else None
+
+    def _loop(self, run: OfflineRun, pool: CandidatePool | None, env: gym.vector.VectorEnv | None) -> None:
+        config, total = self.config, self.config.total_iters
+        with ProgressReport("stage1", total, "gradient steps") as progress:
+            while True:
+                if env is not None and self._evaluation_due():
+                    self._evaluate(run, env)
+                run.between_steps(self.step, total, self._state)
+                if self.step == total:
+                    break
+                index = torch.randint(
+                    len(self.states), (config.batch_size,), generator=self.sampler, device=self.device
+                )
+                metrics = self.agent.update(self.states[index], pool.draw(index) if pool else None)
+                self.step += 1
+                if self.step % config.log_freq == 0 or self.step == total:
+                    row = run.tracker.log(metrics, {"gradient_steps": self.step})
+                    shown = ("nll_loss", "kl_loss", "eff_num", "corr_A_logprob")
+                    progress.report(self.step, {name: row[name] for name in shown})
+
+    def _evaluation_due(self) -> bool:
+        at = self.step % self.config.eval_freq == 0 or self.step == self.config.total_iters
+        return at and self.step > self.evaluated
+
+    def _evaluate(self, run: OfflineRun, env: gym.vector.VectorEnv) -> None:
+        """A signal ends it, to be made up for when the run goes on."""
+        config = self.config
+        source = policy_source(self.agent.policy, deterministic=config.eval_deterministic)
+        seeds = evaluation_seeds(config.eval_episodes)
         try:
-            summary = _train(config, tracker, agent, base, train_states, env, device)
-            summary["verification"] = verify(agent, held_out_states, config)
-            summary["minutes"] = round(tracker.minutes, 3)
-        finally:
-            if env is not None:
-                env.close()
-        tracker.log(
-            {f"verification/{k}": v for k, v in summary["verification"].items()},
-            {"gradient_steps": config.total_iters},
-        )
-        tracker.write_summary(summary)
-    return folder
+            outcomes = run_episodes(env, self.base, run.stop.listening(source), seeds, self.device)
+        except EvaluationStopped:
+            return
+        summary = summarise(outcomes)
+        row = {
+            "success_once": summary.success_once.value,
+            "success_at_end": summary.success_at_end.value,
+            "return": summary.episode_return.value,
+        }
+        run.tracker.log(row, {"gradient_steps": self.step}, "eval")
+        self.evaluated, self.evaluation = self.step, asdict(summary)
+        if row["success_once"] > self.best:
+            self.best = row["success_once"]
+            self._save(run.tracker.checkpoints / "best_eval_success_once.pt")
+
+    def _same(self) -> dict[str, str]:
+        """What must not have changed when the run goes on. A digest reads the demonstrations once more."""
+        assert self.config.demo_path is not None
+        return {
+            "device": self.device.type,
+            "demonstrations": file_digest(self.config.demo_path.expanduser()),
+            "base": weights_digest(self.base.encoder, self.base.velocity, self.base.critic),
+        }
+
+    def _state(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on, but the pool."""
+        return {
+            "gradient_steps": self.step,
+            "training": self.agent.training_state(),
+            "sampler": self.sampler.get_state(),
+            "evaluated": self.evaluated,
+            "best": self.best,
+            "evaluation": self.evaluation,
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`_state`."""
+        self.step = state["gradient_steps"]
+        self.agent.load_training_state(state["training"])
+        self.sampler.set_state(state["sampler"])
+        self.evaluated, self.best, self.evaluation = state["evaluated"], state["best"], state["evaluation"]
+        restore_random_states(state["random"])
+
+    def _save(self, path: Path) -> None:
+        """The latent policy, and what it was distilled into, for other jobs."""
+        config, agent = self.config, self.agent
+        extra: dict[str, Any] = {
+            "env_id": config.env_id,
+            "gradient_steps": self.step,
+            "optimizer": agent.optimizer.state_dict(),
+            "generator": agent.generator.get_state(),
+        }
+        if agent.critic is not None:
+            agent.critic.synchronise_target()
+            extra["critic"] = agent.critic.state_dict()
+            extra["critic_shape"] = {
+                "hidden_dims": list(config.critic_hidden_dims),
+                "num_critics": config.num_critics,
+                "layer_norm": config.critic_layer_norm,
+            }
+        save_steering(path, "stage1", agent.policy, self.base, config.actor_hidden_dims, extra)
+
+
+def run(config: Stage1Config) -> Path:
+    """Train, or go on with an interrupted run. Returns the run folder."""
+    if config.resume is not None:
+        settings = config_of_run(config, "stage1_offline.yaml")
+        return Stage1(settings, resume=config.resume.expanduser()).run()
+    return Stage1(config).run()
 
 
 def load_states(config: Stage1Config, base: ShortcutFlowPolicy, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -161,68 +299,6 @@ def pool_size(config: Stage1Config, states: int, floats: int) -> int:
     pays = config.total_iters * config.batch_size * config.num_candidates // (2 * states)
     size = min(most, fits, pays)
     return size if size >= 2 * config.num_candidates else 0
-
-
-def _train(
-    config: Stage1Config,
-    tracker: Run,
-    agent: AWMLEAgent,
-    base: ShortcutFlowPolicy,
-    states: Tensor,
-    env: gym.vector.VectorEnv | None,
-    device: torch.device,
-) -> dict[str, Any]:
-    """The loop. Returns the summary so far."""
-    best = -1.0
-    evaluation: EvaluationSummary | None = None
-    sampler = torch_generator(config.seed, "stage1_batches", device)
-    size = pool_size(config, len(states), agent.layout.dim + base.spec.critic_heads)
-    pool = CandidatePool(agent, states, size) if size else None
-    with ProgressReport("stage1", config.total_iters, "gradient steps") as progress:
-        for step in range(1, config.total_iters + 1):
-            index = torch.randint(len(states), (config.batch_size,), generator=sampler, device=device)
-            metrics = agent.update(states[index], pool.draw(index) if pool else None)
-            last = step == config.total_iters
-            if step % config.log_freq == 0 or last:
-                row = tracker.log(metrics, {"gradient_steps": step})
-                progress.report(step, {k: row[k] for k in ("nll_loss", "kl_loss", "eff_num", "corr_A_logprob")})
-            if env is not None and (step % config.eval_freq == 0 or last):
-                source = policy_source(agent.policy, deterministic=config.eval_deterministic)
-                outcomes = run_episodes(env, base, source, evaluation_seeds(config.eval_episodes), device)
-                evaluation = summarise(outcomes)
-                rates = {
-                    "success_once": evaluation.success_once.value,
-                    "success_at_end": evaluation.success_at_end.value,
-                    "return": evaluation.episode_return.value,
-                }
-                tracker.log(rates, {"gradient_steps": step}, "eval")
-                if rates["success_once"] > best:
-                    best = rates["success_once"]
-                    _save(tracker.checkpoints / "best_eval_success_once.pt", config, agent, base, step)
-    _save(tracker.checkpoints / "last.pt", config, agent, base, config.total_iters)
-    return {
-        "gradient_steps": config.total_iters,
-        "evaluation": asdict(evaluation) if evaluation is not None else None,
-        "best_eval_success_once": best if evaluation is not None else None,
-    }
-
-
-def _save(path: Path, config: Stage1Config, agent: AWMLEAgent, base: ShortcutFlowPolicy, step: int) -> None:
-    extra: dict[str, Any] = {
-        "env_id": config.env_id,
-        "gradient_steps": step,
-        "optimizer": agent.optimizer.state_dict(),
-        "generator": agent.generator.get_state(),
-    }
-    if agent.critic is not None:
-        agent.critic.synchronise_target()
-        extra["critic"] = agent.critic.state_dict()
-        extra["critic_shape"] = {
-            "hidden_dims": list(config.critic_hidden_dims),
-            "num_critics": config.num_critics,
-            "layer_norm": config.critic_layer_norm,
-        }
-    save_steering(path, "stage1", agent.policy, base, config.actor_hidden_dims, extra)
 
 
 def verify(agent: AWMLEAgent, states: Tensor, config: Stage1Config) -> dict[str, float]:

@@ -26,7 +26,7 @@ from dsrl_offpolicy.reports.curves import plot_stage2_run
 from dsrl_offpolicy.rollouts.collector import Collected, Collector
 from dsrl_offpolicy.seeding import numpy_generator, random_states, restore_random_states, torch_generator
 from dsrl_offpolicy.tracking import ProgressReport, Run, create_run_folder
-from dsrl_offpolicy.train.interruption import Interrupted, Interruption
+from dsrl_offpolicy.train.interruption import EvaluationStopped, Interrupted, Interruption
 from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
 from dsrl_offpolicy.train.snapshots import check_finite, snapshot_of_non_finite
 from dsrl_offpolicy.train.stage2_parts import Counters, build_agent, training_env_spec
@@ -44,10 +44,6 @@ from dsrl_offpolicy.train.wiring import (
 
 COMPILE_FROM = 10_000
 """Planned gradient steps from which ``compile=auto`` compiles (docs/performance.md)."""
-
-
-class EvaluationStopped(Exception):
-    """A signal came during an evaluation."""
 
 
 class Stage2:
@@ -245,12 +241,7 @@ class Stage2:
         """Whether it was finished: a signal ends it, to be made up for when the run goes on."""
         config = self.config
         policy = policy_source(self.agent.actor, deterministic=config.eval_deterministic)
-
-        def source(features: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-            if stop is not None and stop.requested:
-                raise EvaluationStopped
-            return policy(features, noise)
-
+        source = stop.listening(policy) if stop is not None else policy
         try:
             outcomes = run_episodes(env, self.base, source, evaluation_seeds(config.eval_episodes), self.device)
         except EvaluationStopped:

@@ -194,13 +194,21 @@ def test_defaults_are_in_range(job):
     check_ranges(job())
 
 
+PARTS = {
+    "pretrain": ("stage0_parts", "offline_run"),
+    "stage1": ("offline_run",),
+    "stage2": ("stage2_parts",),
+}
+"""Modules besides its own that read a job's settings."""
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_setting_is_read_by_its_own_job(command):
     """A setting that no code reads is a flag that does nothing: each must be read as ``config.<name>`` in the
-    job's own module or in those that jobs share."""
+    job's own module, in its parts or in those that all jobs share."""
     read: set[str] = set()
-    shared = tuple(f"dsrl_offpolicy.train.{name}" for name in ("wiring", "demo_files", "stage2_parts"))
-    for module in (COMMANDS[command][0], *shared):
+    shared = ("wiring", "demo_files", *PARTS.get(command, ()))
+    for module in (COMMANDS[command][0], *(f"dsrl_offpolicy.train.{name}" for name in shared)):
         tree = ast.parse(Path(import_module(module).__file__).read_text())
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):

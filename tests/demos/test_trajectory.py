@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -196,3 +198,16 @@ def test_nothing_is_written_over(file, tmp_path, existing):
 def test_hdf5_and_json_never_share_one_path(tmp_path):
     with pytest.raises(InputError, match=r"same\.json"):
         write_demonstrations(tmp_path / "same.json", [_trajectory(1)], ENV_INFO, [1])
+
+
+def test_a_file_that_cannot_be_written_whole_is_not_there(tmp_path):
+    long = _trajectory(20_000)
+    noise = np.random.default_rng(0).random((20_001, 4)).astype(np.float32)  # which gzip cannot make small
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # bytes; as a full disk would
+    try:
+        with pytest.raises(InputError, match="expected a file that can be made"):
+            write_demonstrations(tmp_path / "demos.h5", [replace(long, obs=noise)], ENV_INFO, [1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,60 @@
+"""Signals: the first is noted, a second one ends, and none is lost between one interruption and the next."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+import torch
+
+from dsrl_offpolicy.train.interruption import EvaluationStopped, Interrupted, Interruption
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_noted_and_the_second_ends(number) -> None:
+    before = signal.getsignal(number)
+    with Interruption() as stop:
+        signal.raise_signal(number)
+        assert stop.requested == number
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    assert signal.getsignal(number) == before
+
+
+def test_at_once_the_first_one_ends() -> None:
+    with Interruption(at_once=True) as stop:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.requested == signal.SIGTERM
+
+
+def nothing_acts() -> None:
+    with Interruption():
+        signal.raise_signal(signal.SIGTERM)
+
+
+def something_acts() -> None:
+    with Interruption() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        raise Interrupted(stop.requested, "to go on: ...")
+
+
+def test_a_signal_on_which_nothing_inside_acted_reaches_what_is_around() -> None:
+    with Interruption(at_once=True) as around:
+        with pytest.raises(KeyboardInterrupt):
+            nothing_acts()
+        assert around.requested == signal.SIGTERM
+    with Interruption(at_once=True) as around:
+        with pytest.raises(Interrupted, match="stopped by SIGTERM; to go on"):
+            something_acts()
+        assert around.requested is None
+
+
+def test_a_source_of_latents_listens() -> None:
+    features, noise = torch.zeros(2, 3), torch.ones(2, 4, 1)
+    with Interruption() as stop:
+        source = stop.listening(lambda _, noise: noise)
+        assert source(features, noise) is noise
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(EvaluationStopped):
+            source(features, noise)
