@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,19 @@ def write_tensors(path: Path, content: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        problem = " ".join(str(error).split())
-        raise InputError(f"{path}: expected a file that can be written, got: {problem}") from error
+        raise InputError(f"{path}: expected a file that can be written, got: {_problem(path, error)}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _problem(path: Path, error: OSError | RuntimeError) -> str:
+    """An error on one line. The writer of tensors does not say that a disk is full; the free bytes do."""
+    said = " ".join(str(error).split())
+    try:
+        return f"{said} ({shutil.disk_usage(path.parent).free} bytes are free there)"
+    except OSError:
+        return said
 
 
 def file_digest(path: Path) -> str:

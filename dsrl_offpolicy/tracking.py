@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import math
@@ -119,6 +120,7 @@ class Run:
 
         Raises:
             NonFiniteError: which ends the run before a checkpoint keeps it.
+            InputError: the logs cannot be written (a full disk).
         """
         row = {name: float(value) for name, value in metrics.items()}
         for name, value in row.items():
@@ -127,12 +129,15 @@ class Run:
                     f"{name}: expected a finite number, got {value} at {dict(axes)}", {"metrics": row}
                 )
         line = {**axes, "minutes": round(self.minutes, 4), **row}
-        self._metrics.write(json.dumps(line) + "\n")
-        self._metrics.flush()
         step = next(iter(axes.values()))
+        try:
+            self._metrics.write(json.dumps(line) + "\n")
+            self._metrics.flush()
+            for name, value in row.items():
+                self._writer.add_scalar(f"{prefix}/{name}" if prefix else name, value, step)
+        except OSError as error:
+            raise InputError(f"{self.path}: expected logs that can be written, got: {error.strerror}") from error
         self._rows, self._last_step = self._rows + 1, max(self._last_step, step)
-        for name, value in row.items():
-            self._writer.add_scalar(f"{prefix}/{name}" if prefix else name, value, step)
         if self._wandb is not None:
             self._wandb.log(line)
         return row
@@ -144,9 +149,10 @@ class Run:
         temporary.replace(self.path / "summary.json")
 
     def close(self) -> None:
-        """Flush and close every writer."""
-        self._metrics.close()
-        self._writer.close()
+        """Flush and close every writer. One that could not write has said so before."""
+        for writer in (self._metrics, self._writer):
+            with contextlib.suppress(OSError):
+                writer.close()
         if self._wandb is not None:
             self._wandb.finish()
         self._lock.close()

@@ -83,6 +83,7 @@ class ProcessVectorEnv(VectorEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         """Set every environment going."""
+        self._stepping = True
         for i in range(self.num_envs):
             self._send(i, "step_async", actions[i : i + 1])
 
@@ -92,6 +93,7 @@ class ProcessVectorEnv(VectorEnv):
         Raises:
             InputError: a process that is lost several times in a row.
         """
+        self._stepping = False
         reward = np.zeros(self.num_envs)
         terminated, truncated, lost = np.zeros((3, self.num_envs), dtype=bool)
         infos = [self._blank] * self.num_envs
@@ -116,13 +118,19 @@ class ProcessVectorEnv(VectorEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Let every process close its environment; one that does not within ``CLOSING`` seconds is killed."""
-        goodbyes = [threading.Thread(target=_close, args=(slot,), daemon=True) for slot in self._slots]
+        goodbyes = [threading.Thread(target=self._close, args=(slot,), daemon=True) for slot in self._slots]
         for goodbye in goodbyes:
             goodbye.start()
         deadline = time.monotonic() + min(CLOSING, self.timeout)
         for slot, goodbye in zip(self._slots, goodbyes, strict=True):
             goodbye.join(max(deadline - time.monotonic(), 0.0))
             _kill(slot)
+
+    def _close(self, slot: AsyncVectorEnv) -> None:
+        with contextlib.suppress(Exception):  # a process that is not well cannot say goodbye
+            if self._stepping:
+                slot.step_wait()
+            slot.close()
 
     def _start(self) -> AsyncVectorEnv:
         return AsyncVectorEnv([self._make], context="forkserver", autoreset_mode=AutoresetMode.DISABLED)
@@ -202,11 +210,6 @@ class _Worker:
         stand_in: gym.Env = gym.Env()
         stand_in.observation_space, stand_in.action_space = self._spaces
         return stand_in
-
-
-def _close(slot: AsyncVectorEnv) -> None:
-    with contextlib.suppress(Exception):  # a process that is not well cannot say goodbye
-        slot.close()
 
 
 def _kill(slot: AsyncVectorEnv) -> None:

@@ -35,7 +35,7 @@ NETWORKS = {
     "base_policy": ("encoder", "velocity_net_ema", "critic"),
     "stage1": ("policy", "critic"),
     "stage2": ("policy",),
-    "snapshot": ("networks",),
+    "snapshot": (),
     "unfinished_stage0": (),
     "unfinished_stage1": (),
 }

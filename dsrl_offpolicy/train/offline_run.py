@@ -16,6 +16,7 @@ from dsrl_offpolicy.seeding import random_states
 from dsrl_offpolicy.tracking import Run
 from dsrl_offpolicy.train.interruption import Interrupted, Interruption
 from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
+from dsrl_offpolicy.train.snapshots import check_finite, snapshot_of_non_finite
 
 KINDS = {"dsrl pretrain": "unfinished_stage0", "dsrl stage1": "unfinished_stage1"}
 """Kind of the saves, by the command that goes on with them."""
@@ -39,6 +40,7 @@ class OfflineRun:
     _command: str
     _same: Mapping[str, str]
     _saved: int | None = None
+    _state: Callable[[], Mapping[str, Any]] = dict
 
     def between_steps(self, step: int, total: int, state: Callable[[], Mapping[str, Any]]) -> None:
         """Save where that is due. Where a signal came, save and end the run.
@@ -50,8 +52,10 @@ class OfflineRun:
 
         Raises:
             Interrupted: a signal came, and the run is saved.
+            NonFiniteError: weights that are not finite; no save keeps them.
             InputError: it cannot be saved.
         """
+        self._state = state
         due = self._save_freq and step % self._save_freq == 0 and step != self._saved
         if due or self.stop.requested:
             self._save(state(), f"{step} of {total} gradient steps")
@@ -59,7 +63,12 @@ class OfflineRun:
         if self.stop.requested:
             raise Interrupted(self.stop.requested, f"to go on: {self._command} --resume {self.tracker.path}")
 
+    def snapshot(self) -> Mapping[str, Any]:
+        """Where the loop stands."""
+        return self._state()
+
     def _save(self, state: Mapping[str, Any], progress: str) -> None:
+        check_finite(state["training"]["networks"], {"gradient_steps": state["gradient_steps"]})
         logs = {"log": self.tracker.state_dict(), "random": random_states()}
         resume = f"{self._command} --resume {self.tracker.path}"
         self._checkpoints.save({**self._same, **state, **logs}, f"stopped after {progress}; to go on: {resume}")
@@ -94,7 +103,9 @@ def offline_run(
         Run(folder, config, track=config.track, wandb_project=config.wandb_project, resume=resumed) as tracker,
         Interruption() as stop,
     ):
-        yield OfflineRun(tracker, stop, state, checkpoints, config.save_freq, command, same)
+        run = OfflineRun(tracker, stop, state, checkpoints, config.save_freq, command, same)
+        with snapshot_of_non_finite(folder, run.snapshot):
+            yield run
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
 
 

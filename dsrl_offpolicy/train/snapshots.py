@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dsrl_offpolicy.checkpoint import save_checkpoint
 from dsrl_offpolicy.errors import NonFiniteError
@@ -29,14 +29,14 @@ def snapshot_of_non_finite(folder: Path, state: Callable[[], Mapping[str, Any]])
         raise NonFiniteError(f"{error}; a snapshot is in {path}", error.evidence) from error
 
 
-def check_finite(module: nn.Module, when: Mapping[str, int]) -> None:
+def check_finite(weights: Mapping[str, Tensor], when: Mapping[str, int]) -> None:
     """Refuse weights that are not finite, so that no checkpoint keeps them.
 
     Raises:
         NonFiniteError: naming the first such tensor.
     """
-    for name, value in module.state_dict().items():
-        if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+    for name, value in weights.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
             raise NonFiniteError(
                 f"{name}: expected finite weights, got NaN or infinity at {dict(when)}", {"weights": {name: value}}
             )

@@ -277,7 +277,7 @@ class Stage2:
 
     def _save_run(self, tracker: Run, collector: Collector | None) -> None:
         """Everything that the rest of the run depends on; without a collector, of a run that is at its end."""
-        check_finite(self.agent, self._axes())
+        check_finite(self.agent.state_dict(), self._axes())
         state: dict[str, Any] = {
             "env_id": self.config.env_id,
             "device": self.device.type,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -38,10 +39,14 @@ def command(job: type[Config], shipped_yaml: str, name: str) -> Callable[[Callab
         @functools.wraps(run)
         def main(argv: Sequence[str] | None = None) -> int:
             logging.getLogger("gymnasium").setLevel(logging.CRITICAL)
+            threading.excepthook = _tell_unless_files
             try:
                 run(parse_job(job, shipped_yaml, name, sys.argv[1:] if argv is None else argv))
             except InputError as error:
                 print(f"{name}: error: {error}", file=sys.stderr)
+                return 2
+            except OSError as error:  # a full disk, a folder that may not be written
+                print(f"{name}: error: expected files that can be read and written, got: {error}", file=sys.stderr)
                 return 2
             except Interrupted as stop:
                 print(f"{name}: {stop}", file=sys.stderr)
@@ -54,6 +59,12 @@ def command(job: type[Config], shipped_yaml: str, name: str) -> Callable[[Callab
         return main
 
     return decorate
+
+
+def _tell_unless_files(args: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread cannot write on a full disk; the main thread hears of it and tells in one line."""
+    if not issubclass(args.exc_type, OSError):
+        threading.__excepthook__(args)
 
 
 def config_of_run(config: Config, shipped_yaml: str) -> Config:
