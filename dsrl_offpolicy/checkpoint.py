@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from dsrl_offpolicy.errors import InputError
-
-FORMAT_VERSION = 1
+from dsrl_offpolicy.formats import FORMAT_VERSION, migrate
 
 
 def save_checkpoint(path: Path, kind: str, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint of a ``kind`` (``base_policy``, ``stage1``, ``stage2``), whole or not at all."""
-    write_tensors(path, {"format_version": FORMAT_VERSION, "kind": kind, **content})
+    """Write a file of a ``kind`` (``base_policy``, ``stage1``, ``stage2``, ``replay``), whole or not at all: to a
+    temporary file, which is then renamed.
 
-
-def write_tensors(path: Path, content: Mapping[str, Any]) -> None:
-    """Write tensors and plain values, whole or not at all: to a temporary file, which is then renamed.
+    Args:
+        path: the file; its folder is made.
+        kind: what it holds.
+        content: tensors and plain values.
 
     Raises:
         InputError: they cannot be written (a full disk, no permission); what stood at ``path`` still does.
@@ -33,7 +33,7 @@ def write_tensors(path: Path, content: Mapping[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            torch.save(dict(content), file)
+            torch.save({"format_version": FORMAT_VERSION, "kind": kind, **content}, file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -81,35 +81,36 @@ def read_tensors(
         raise InputError(f"{flag}: expected a {what}, {path} cannot be read ({cause})") from error
 
 
-def load_checkpoint(path: Path, kind: str, flag: str, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Read a checkpoint and check that it is of ``kind``.
+def load_checkpoint(
+    path: Path, kind: str, flag: str, device: str | torch.device = "cpu", *, memory_map: bool = False
+) -> dict[str, Any]:
+    """Read a file of a ``kind``, of this format version or an earlier one.
 
     Args:
         path: the file.
         kind: what it must be.
         flag: the setting to name in an error.
         device: where its tensors go.
+        memory_map: leave tensors in the file until they are read.
 
     Raises:
-        InputError: no such file, not a checkpoint of tensors, another kind or format version.
+        InputError: no such file, not a checkpoint of tensors, another kind or an unknown format version.
     """
-    return check_kind(read_tensors(path, f"{kind} checkpoint", flag, device), path, kind, flag)
+    content = read_tensors(path, f"{kind} checkpoint", flag, device, memory_map=memory_map)
+    return check_kind(content, path, kind, flag)
 
 
 def check_kind(content: Any, path: Path, kind: str, flag: str) -> dict[str, Any]:
-    """The content of a file that was read, once it is a checkpoint of ``kind``.
+    """The content of a file that was read, once it is of ``kind``, brought to this format version.
 
     Raises:
-        InputError: another kind or format version.
+        InputError: another kind or an unknown format version.
     """
     found = content.get("kind") if isinstance(content, dict) else None
-    if found != kind:
-        raise InputError(f"{flag}: expected a {kind} checkpoint, {path} is {found or 'something else'}")
-    if content.get("format_version") != FORMAT_VERSION:
-        raise InputError(
-            f"{flag}: expected format version {FORMAT_VERSION}, {path} has {content.get('format_version')}"
-        )
-    return dict(content)
+    if not isinstance(found, str) or found != kind:
+        got = found if isinstance(found, str) else "something else"
+        raise InputError(f"{flag}: expected a {kind} checkpoint, {path} is {got}")
+    return migrate(content, kind, flag, str(path))
 
 
 def load_weights(

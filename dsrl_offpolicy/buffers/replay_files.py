@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
-from dsrl_offpolicy.checkpoint import file_digest, read_tensors, write_tensors
+from dsrl_offpolicy.checkpoint import file_digest, load_checkpoint, save_checkpoint
 from dsrl_offpolicy.errors import InputError
 
 FOLDER = "replay"
@@ -35,7 +34,7 @@ class ReplayFiles:
         if buffer.total_added > first:
             name = f"{first:09d}-{buffer.total_added:09d}.pt"
             path = self.folder / name
-            write_tensors(path, {"kind": "replay", **buffer.rows(first, buffer.total_added)})
+            save_checkpoint(path, "replay", buffer.rows(first, buffer.total_added))
             entry = {"name": name, "start": first, "stop": buffer.total_added, "sha256": file_digest(path)}
             self._files = [*self._files, entry]
         oldest = buffer.total_added - buffer.size
@@ -79,7 +78,7 @@ class ReplayFiles:
         self.check(state)
         for entry in state["files"]:
             path = self.folder / entry["name"]
-            rows: dict[str, Tensor] = read_tensors(path, "file of transitions", "resume", memory_map=True)
+            rows = load_checkpoint(path, "replay", "resume", memory_map=True)
             buffer.put_rows(entry["start"], {k: v for k, v in rows.items() if isinstance(v, torch.Tensor)})
         buffer.restore_counters(state["total_added"], state["generator"])
         self._files = [dict(f) for f in state["files"]]

@@ -58,10 +58,12 @@ def inspect(path: Path) -> dict[str, Any]:
     kind = content.get("kind") if isinstance(content, Mapping) else None
     if kind not in NETWORKS:
         raise InputError(f"FILE: expected a checkpoint ({', '.join(NETWORKS)} or published), {path} is none")
-    return about | _ours(check_kind(content, path, str(kind), "FILE"), str(kind))
+    ours = _ours(check_kind(content, path, str(kind), "FILE"), str(kind))
+    return about | ours | {"format_version": content["format_version"]}
 
 
 def _ours(content: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Of content that was brought to this package's format version."""
     return {
         "kind": kind,
         "format": "dsrl_offpolicy",

@@ -52,6 +52,7 @@ class Counters:
 
     ``earning_transitions`` are the macro-transitions stored since updates began; the effective update-to-data
     ratio is ``gradient_steps / earning_transitions``. Burn-in steps are counted apart.
+    ``lost_macro_steps`` were dropped because their environment process died or hung.
     """
 
     env_steps: int = 0
@@ -60,6 +61,7 @@ class Counters:
     burnin_steps: int = 0
     earning_transitions: int = 0
     episodes: int = 0
+    lost_macro_steps: int = 0
 
     def owed(self, utd_ratio: float) -> int:
         """Gradient steps that the stored transitions have earned and that are not done yet."""

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from dsrl_offpolicy.base_policies.loading import load_base_policy
-from dsrl_offpolicy.checkpoint import FORMAT_VERSION
 from dsrl_offpolicy.configs.jobs import DemosConfig, Stage0Config, Stage1Config, Stage2Config
+from dsrl_offpolicy.formats import FORMAT_VERSION
 from dsrl_offpolicy.train import generate_demos, pretrain_stage0, train_stage1_offline, train_stage2_online
 from dsrl_offpolicy.train.interruption import Interrupted
 from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
@@ -32,7 +32,7 @@ FOLDER = Path(__file__).parent / f"format-{FORMAT_VERSION}"
 TASK = "reach-v3"
 STAGE2 = Stage2Config(
     env_id=TASK, awsc_checkpoint=Path("base_policy.pt"), stage1_checkpoint=Path("stage1.pt"), init_critic=True,
-    out=Path("stage2"), total_timesteps=160, warmup_steps=32, utd_ratio=1, batch_size=4, log_freq=4, num_envs=2,
+    out=Path("stage2"), total_timesteps=160, warmup_steps=32, utd_ratio=1.0, batch_size=4, log_freq=4, num_envs=2,
     train_episode_steps=20, max_episode_steps=20, eval_freq=80, eval_episodes=1, save_freq=48,
     actor_hidden_dims=(4,), critic_hidden_dims=(4,), replay_buffer_size=64,
 )  # fmt: skip
