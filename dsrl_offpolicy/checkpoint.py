@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import pickle
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,16 @@ from torch import Tensor, nn
 
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.formats import FORMAT_VERSION, migrate
+from dsrl_offpolicy.plain import shown
+
+READ_ERRORS = (
+    RuntimeError, EOFError, ValueError, OSError, LookupError, TypeError, AttributeError, AssertionError,
+    ArithmeticError, MemoryError, struct.error,
+)  # fmt: skip
+"""What torch raises on damaged files."""
+
+DEEPEST, MOST_VALUES = 64, 2_000_000
+"""Bounds on what a file may hold: levels of nesting, and values when everything is written out."""
 
 
 def save_checkpoint(path: Path, kind: str, content: Mapping[str, Any]) -> None:
@@ -71,14 +82,42 @@ def read_tensors(
         problem = "is not a file" if path.exists() else "does not exist"
         raise InputError(f"{flag}: expected a {what}, {path} {problem}")
     try:
-        return torch.load(path, map_location=device, weights_only=True, mmap=memory_map)
+        content = torch.load(path, map_location=device, weights_only=True, mmap=memory_map)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{flag}: expected a checkpoint of tensors, {path} holds other code or is damaged"
         ) from error
-    except (RuntimeError, EOFError, ValueError, OSError, LookupError, TypeError, AttributeError) as error:
+    except READ_ERRORS as error:
         cause = type(error).__name__
         raise InputError(f"{flag}: expected a {what}, {path} cannot be read ({cause})") from error
+    oddity = _oddity(content)
+    if oddity is not None:
+        raise InputError(f"{flag}: expected a {what}, {path} holds {oddity}")
+    return content
+
+
+def _oddity(content: Any) -> str | None:
+    """What no writer of checkpoints puts into a file, and no reader must meet; None where there is nothing of it.
+
+    A few bytes can stand for a tensor, or for nested lists, that fill any memory.
+    """
+    left, seen = [(content, 0)], 0
+    while left:
+        value, depth = left.pop()
+        seen += 1
+        if depth > DEEPEST or seen > MOST_VALUES:
+            return "values nested without end"
+        if isinstance(value, Mapping):
+            left += [(inner, depth + 1) for inner in value.values()]
+        elif isinstance(value, list | tuple | set):
+            left += [(inner, depth + 1) for inner in value]
+        elif isinstance(value, Tensor):
+            if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
+                return "a tensor that is no plain table of numbers"
+            held = value.untyped_storage().nbytes() // value.element_size()
+            if max(value.shape, default=0) > held or value.numel() > held:
+                return "a tensor that is larger than its data"
+    return None
 
 
 def load_checkpoint(
@@ -128,15 +167,33 @@ def load_weights(
         stored_name: from the module's name of a tensor to its stored name.
 
     Raises:
-        InputError: a missing, unexpected or wrongly shaped tensor.
+        InputError: a tensor that is missing, unexpected, of another shape or no finite numbers; the module is as
+            it was.
     """
+    check_weights(module, weights, where, stored_name)
     names = {stored_name(name): name for name in module.state_dict()}
-    expected = {stored_name(name): tuple(value.shape) for name, value in module.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    for name in [*expected, *found]:
-        if expected.get(name) != found.get(name):
-            raise InputError(
-                f"{where}: tensor {name}: expected shape {expected.get(name, 'none')}, "
-                f"got {found.get(name, 'none')}"
-            )
     module.load_state_dict({names[name]: value for name, value in weights.items()})
+
+
+def check_weights(
+    module: nn.Module,
+    weights: Mapping[str, Tensor],
+    where: str,
+    stored_name: Callable[[str], str] = lambda name: name,
+) -> None:
+    """What :func:`load_weights` checks beforehand; ``module`` may be on the device ``meta``."""
+    if not isinstance(weights, Mapping):
+        raise InputError(f"{where}: expected tensors by name, got {shown(weights)}")
+    expected = {stored_name(name): value for name, value in module.state_dict().items()}
+    for name in [*expected, *weights]:
+        value = weights.get(name)
+        if value is not None and not isinstance(value, Tensor):
+            raise InputError(f"{where}: tensor {name}: expected a tensor, got {shown(value)}")
+        shape, found = ("none" if v is None else tuple(v.shape) for v in (expected.get(name), value))
+        if shape != found:
+            raise InputError(f"{where}: tensor {name}: expected shape {shape}, got {found}")
+        if value is not None and value.is_floating_point() != expected[name].is_floating_point():
+            raise InputError(f"{where}: tensor {name}: expected {expected[name].dtype}, got {value.dtype}")
+        # -inf is the logarithm of a temperature of zero.
+        if value is not None and value.is_floating_point() and not bool((value < torch.inf).all()):
+            raise InputError(f"{where}: tensor {name}: expected finite numbers, got NaN or infinity")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.plain import shown
 
 FORMAT_VERSION = 2
 """What is written."""
@@ -49,10 +50,11 @@ def migrate(content: Content, kind: str, flag: str, where: str) -> Content:
     version = content.get("format_version", 1 if kind == "replay" else None)
     supported = f"format version {min(MIGRATIONS)} to {FORMAT_VERSION}"
     if type(version) is not int or version < min(MIGRATIONS):
-        raise InputError(f"{flag}: expected {supported}, {where} has {_short(version)}")
+        raise InputError(f"{flag}: expected {supported}, {where} has {shown(version)}")
     if version > FORMAT_VERSION:
         raise NewerFormatError(
-            f"{flag}: expected {supported}, {where} has {version}: a later dsrl_offpolicy wrote it, upgrade yours"
+            f"{flag}: expected {supported}, {where} has {shown(version)}: "
+            "a later dsrl_offpolicy wrote it, upgrade yours"
         )
     for step in range(version, FORMAT_VERSION):
         try:
@@ -62,7 +64,3 @@ def migrate(content: Content, kind: str, flag: str, where: str) -> Content:
                 f"{flag}: expected a {kind} file of format version {version}, {where} does not hold what one does"
             ) from error
     return {**content, "format_version": FORMAT_VERSION}
-
-
-def _short(version: object) -> str:
-    return str(version) if isinstance(version, int | None) else type(version).__name__
