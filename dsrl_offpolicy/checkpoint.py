@@ -7,6 +7,8 @@ import hashlib
 import os
 import pickle
 import struct
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,7 @@ from torch import Tensor, nn
 
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.formats import FORMAT_VERSION, migrate
-from dsrl_offpolicy.plain import shown
-
-READ_ERRORS = (
-    RuntimeError, EOFError, ValueError, OSError, LookupError, TypeError, AttributeError, AssertionError,
-    ArithmeticError, MemoryError, struct.error,
-)  # fmt: skip
-"""What torch raises on damaged files."""
+from dsrl_offpolicy.plain import READ_ERRORS, shown
 
 DEEPEST, MOST_VALUES = 64, 2_000_000
 """Bounds on what a file may hold: levels of nesting, and values when everything is written out."""
@@ -78,22 +74,35 @@ def read_tensors(
         InputError: no such file, damaged, or holding code.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        problem = "is not a file" if path.exists() else "does not exist"
+    try:
+        problem = None if path.is_file() else "is not a file" if path.exists() else "does not exist"
+    except (OSError, ValueError) as error:  # a name that no file can have
+        problem = " ".join(str(error).split())
+    if problem is not None:
         raise InputError(f"{flag}: expected a {what}, {path} {problem}")
     try:
+        _check_sums(path)
         content = torch.load(path, map_location=device, weights_only=True, mmap=memory_map)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{flag}: expected a checkpoint of tensors, {path} holds other code or is damaged"
         ) from error
-    except READ_ERRORS as error:
+    except (*READ_ERRORS, EOFError, AssertionError, struct.error, zlib.error, zipfile.BadZipFile) as error:
         cause = type(error).__name__
         raise InputError(f"{flag}: expected a {what}, {path} cannot be read ({cause})") from error
     oddity = _oddity(content)
     if oddity is not None:
         raise InputError(f"{flag}: expected a {what}, {path} holds {oddity}")
     return content
+
+
+def _check_sums(path: Path) -> None:
+    """Raise where a record of torch's archive is not what its CRC-32 says: torch itself does not look at it."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} is damaged")
 
 
 def _oddity(content: Any) -> str | None:

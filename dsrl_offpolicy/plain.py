@@ -12,6 +12,11 @@ from dsrl_offpolicy.errors import InputError
 
 T = TypeVar("T")
 
+READ_ERRORS = (
+    OSError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError, MemoryError,
+)  # fmt: skip
+"""What python, torch and h5py raise on content that is not what it should be."""
+
 
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value is of an annotated type, looking into tuples, lists and dictionaries.
@@ -93,6 +98,8 @@ def reading(where: str, expected: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
-        problem = " ".join(f"{type(error).__name__} {error}".split())[:200]
-        raise InputError(f"{where}: expected {expected}, got something else ({problem})") from error
+    except READ_ERRORS as error:
+        problem = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{where}: expected {expected}, got: {problem or 'nothing'} ({type(error).__name__})"
+        ) from error

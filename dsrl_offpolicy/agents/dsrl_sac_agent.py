@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dsrl_offpolicy.agents.optimization import gradient_step, load_optimizer
-from dsrl_offpolicy.checkpoint import load_weights
+from dsrl_offpolicy.agents.optimization import adam_state, gradient_step
+from dsrl_offpolicy.checkpoint import check_weights
 from dsrl_offpolicy.contracts import MacroBatch
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.models.latent_layout import LatentLayout
@@ -225,16 +225,20 @@ class DSRLSACAgent(nn.Module):
         """The inverse of :meth:`training_state`.
 
         Raises:
-            InputError: saved with a learned temperature and loaded without, or the reverse; or another learner's.
+            InputError: saved with a learned temperature and loaded without, or the reverse; or of another learner.
+                Nothing is loaded.
         """
         with reading("resume: training", "the state of a learner"):
             learned = len(state["actor_optimizer"]["param_groups"]) == 2
             if learned != self.log_alpha.requires_grad:
                 raise InputError(f"learn_temperature: expected {learned} as when saved")
-            load_weights(self, state["networks"], "resume: networks")
-            load_optimizer(self.actor_optimizer, state["actor_optimizer"], "resume: actor_optimizer")
-            load_optimizer(self.critic_optimizer, state["critic_optimizer"], "resume: critic_optimizer")
+            check_weights(self, state["networks"], "resume: networks")
+            actor = adam_state(self.actor_optimizer, state["actor_optimizer"], "resume: actor_optimizer")
+            critic = adam_state(self.critic_optimizer, state["critic_optimizer"], "resume: critic_optimizer")
             self.generator.set_state(state["generator"].cpu())
+        self.load_state_dict(state["networks"])
+        self.actor_optimizer.load_state_dict(actor)
+        self.critic_optimizer.load_state_dict(critic)
 
     def draw_noise(self, batch: MacroBatch) -> Float[Tensor, "B L"]:
         """Standard-normal noise for the latents of one batch."""

@@ -18,19 +18,19 @@ def gradient_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], where: str) -> None:
-    """Load Adam's state, whose moments must fit its parameters and whose settings its own.
+def adam_state(optimizer: torch.optim.Optimizer, state: dict[str, Any], where: str) -> dict[str, Any]:
+    """A stored state of Adam, once its moments fit the parameters and its settings are this optimiser's.
 
-    Torch itself takes any moments and settings, and fails at the next step. Learning rates are taken as they are;
+    Torch itself loads any moments and settings, and fails at the next step. Learning rates are taken as they are;
     a setting that the state does not know (of another version of torch) stays as it is.
 
     Args:
-        optimizer: what takes the state.
+        optimizer: what is to load the state; nothing is loaded here.
         state: a ``state_dict`` of such an optimiser.
         where: the place to name in an error.
 
     Raises:
-        InputError: a state of another optimiser, or one that is not finite; nothing is loaded.
+        InputError: a state of another optimiser, or one that is not finite.
     """
     with reading(where, "the state of this optimiser"):
         own = optimizer.state_dict()
@@ -49,4 +49,4 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], wher
                 v.dtype == weight.dtype and v.isfinite().all() for v in moments.values()
             ):
                 raise InputError(f"{where}: {index}: expected finite moments of shape {tuple(weight.shape)}")
-        optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+        return {"state": state["state"], "param_groups": groups}

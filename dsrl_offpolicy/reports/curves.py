@@ -7,12 +7,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.intervals import Interval
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's ``metrics.jsonl``."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """The rows of a run's ``metrics.jsonl``.
+
+    Raises:
+        InputError: no such file, or a line that is no row.
+    """
+    path, rows = folder / "metrics.jsonl", []
+    try:
+        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise InputError(f"{path}: expected metrics by name in line {number}, got {type(row).__name__}")
+            rows.append(row)
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        problem = " ".join(str(error).split())
+        raise InputError(f"{path}: expected a row of metrics a line, got: {problem}") from error
+    return rows
 
 
 def plot_success(

@@ -87,7 +87,7 @@ class RunCheckpoints:
         """Of the files that were written whole, newest first; None where no manifest can be read."""
         try:
             found = json.loads((self.folder / MANIFEST).read_text())["sha256"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return None
         return [str(digest) for digest in found] if isinstance(found, list) else None
 
