@@ -21,7 +21,7 @@ READ_ERRORS = (
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value is of an annotated type, looking into tuples, lists and dictionaries.
 
-    A whole number is a float; a truth value is no number.
+    A whole number is a float; a truth value is no number, and neither is one beyond 64 bits.
     """
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
@@ -35,7 +35,9 @@ def fits(value: Any, hint: Any) -> bool:
     if origin is dict:
         return isinstance(value, dict) and all(fits(k, args[0]) and fits(v, args[1]) for k, v in value.items())
     if hint is int or hint is float:
-        return isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+        if isinstance(value, int):
+            return not isinstance(value, bool) and abs(value) < 2**63
+        return hint is float and isinstance(value, float)
     return hint is Any or isinstance(value, hint or types.NoneType)
 
 
