@@ -156,7 +156,7 @@ def check_kind(content: Any, path: Path, kind: str, flag: str) -> dict[str, Any]
     """
     found = content.get("kind") if isinstance(content, dict) else None
     if not isinstance(found, str) or found != kind:
-        got = found if isinstance(found, str) else "something else"
+        got = shown(found) if isinstance(found, str) else "something else"
         raise InputError(f"{flag}: expected a {kind} checkpoint, {path} is {got}")
     return migrate(content, kind, flag, str(path))
 

@@ -162,6 +162,8 @@ class ShortcutFlowSpec:
                 _check_range(where, name, 1 if width is None else width, 1, LARGEST)
         for name in ("image_channels", "visual_dim"):
             _check_range(where, name, getattr(spec, name), 0, LARGEST)
+        if spec.embed_dim < 4 or spec.embed_dim % 2 or not spec.velocity_widths:
+            raise InputError(f"{where}: expected an even embed_dim >= 4 and at least one of velocity_widths")
         if spec.executed_rows.stop > spec.pred_horizon:
             raise InputError(
                 f"{where}: pred_horizon: expected at least obs_horizon - 1 + act_horizon = "
