@@ -287,12 +287,14 @@ def test_settings(tmp_path):
         "seed: !!int x",
         "seed: !!bool x",
         "seed: --help",
+        "track: -h",
+        "critic_layer_norm: --help",
         "actor_hidden_dims: [--help]",
         'out: "a\\0b"',
         "? [a, b]\n: 1",
         "seed: {a: 1}",
     ],
-    ids=range(13),
+    ids=range(15),
 )
 def test_yaml_that_is_a_trap(tmp_path, text):
     (tmp_path / "own.yaml").write_text(text)

@@ -35,7 +35,7 @@ def adam_state(optimizer: torch.optim.Optimizer, state: dict[str, Any], where: s
     with reading(where, "the state of this optimiser"):
         own = optimizer.state_dict()
         groups = own["param_groups"]
-        for group, found in zip(groups, state["param_groups"], strict=True):
+        for group, found in zip(groups, map(dict, state["param_groups"]), strict=True):
             for name, value in group.items():
                 if not (isinstance(found["lr"], float) if name == "lr" else found.get(name, value) == value):
                     raise InputError(f"{where}: {name}: expected {value}, got {shown(found[name])}")

@@ -162,6 +162,11 @@ class ShortcutFlowSpec:
                 _check_range(where, name, 1 if width is None else width, 1, LARGEST)
         for name in ("image_channels", "visual_dim"):
             _check_range(where, name, getattr(spec, name), 0, LARGEST)
+        if bool(spec.image_channels) != bool(spec.visual_dim):
+            raise InputError(
+                f"{where}: expected image_channels and visual_dim to be both 0 or both not, got "
+                f"{spec.image_channels} and {spec.visual_dim}"
+            )
         if spec.embed_dim < 4 or spec.embed_dim % 2 or not spec.velocity_widths:
             raise InputError(f"{where}: expected an even embed_dim >= 4 and at least one of velocity_widths")
         if spec.executed_rows.stop > spec.pred_horizon:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -182,11 +183,7 @@ def _mapping_tokens(job: type, content: Mapping[Any, Any], where: str) -> list[s
         if isinstance(value, bool):
             tokens.append(f"--{key}" if value else f"--no-{key}")
         elif isinstance(value, list | tuple):
-            # Several values stand after the flag, where one that looks like a flag would be one.
-            items = [_text(item, f"{where}: {key}") for item in value]
-            if any(item.startswith("--") for item in items):
-                raise InputError(f"{where}: {key}: expected values, got a flag")
-            tokens += [f"--{key}", *items]
+            tokens += [f"--{key}", *(_text(item, f"{where}: {key}") for item in value)]
         else:
             tokens.append(f"--{key}={_text(value, f'{where}: {key}')}")
     return tokens
@@ -196,6 +193,8 @@ def _text(value: Any, where: str) -> str:
     """A setting as it would be typed."""
     if isinstance(value, list | tuple | set | Mapping) or "\0" in str(value):
         raise InputError(f"{where}: expected a value or a list of values, got {shown(value)}")
+    if re.match("-+[a-zA-Z]", str(value)):  # it would not be typed as a value, but as a flag
+        raise InputError(f"{where}: expected a value, got {shown(value)}")
     return str(value)
 
 
@@ -212,7 +211,7 @@ def _parse_tokens(job: type[Config], tokens: list[str], prog: str) -> Config:
     if unknown:
         names = [f"--{f.name}" for f in fields(job)]  # type: ignore[arg-type]
         flag = next((u for u in unknown if u.startswith("--")), unknown[0])
-        raise InputError(f"unknown flag {flag}{_nearest(flag.split('=')[0], names)}")
+        raise InputError(f"unknown flag {textwrap.shorten(flag, 80)}{_nearest(flag.split('=')[0][:80], names)}")
     check_ranges(config)
     return config
 
