@@ -80,7 +80,7 @@ class Run:
         self._last_step: int = resume["step"] if resume else 0
         plain = to_plain(config)
         if resume:
-            _keep_rows(path / "metrics.jsonl", self._rows)
+            self._rows = _keep_rows(path / "metrics.jsonl", self._rows)
         else:
             (path / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
         wandb_id = resume["wandb_id"] if resume else None
@@ -179,16 +179,26 @@ def _lock(path: Path) -> IO[str]:
     return file
 
 
-def _keep_rows(path: Path, rows: int) -> None:
-    """Cut a file of lines to its first ``rows``."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    if len(lines) < rows:
-        print(
-            f"note: expected {rows} rows in {path}, got {len(lines)}; the missing ones are lost", file=sys.stderr
-        )
+def _keep_rows(path: Path, rows: int) -> int:
+    """Cut a file of JSON lines to its first ``rows``, less those that are damaged. Returns how many are left."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines[:rows] if _is_row(line)]
+    if len(kept) < rows:
+        print(f"note: expected {rows} rows in {path}, got {len(kept)}; the missing ones are lost", file=sys.stderr)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(lines[:rows]))
+    temporary.write_bytes(b"".join(kept))
     temporary.replace(path)
+    return len(kept)
+
+
+def _is_row(line: bytes) -> bool:
+    """Whether a line of a metrics file holds numbers by name, and is whole."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    numbers = isinstance(row, dict) and all(isinstance(value, int | float) for value in row.values())
+    return numbers and line.endswith(b"\n")
 
 
 def _start_wandb(path: Path, config: dict[str, Any], project: str, run_id: str | None) -> Any:

@@ -139,3 +139,41 @@ def test_the_tensor_that_does_not_fit_is_named(weights, words):
     for word in words:
         assert word in message
     assert torch.equal(module.weight, before)  # all or nothing
+
+
+def _cycle() -> list:
+    value: list = []
+    value.append(value)
+    return value
+
+
+def _doubling(levels: int) -> list:
+    value: list = []
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (torch.zeros(1).expand(10**12), "larger than its data"),  # 4 TB, if written out
+        (torch.zeros(0, 10**12), "larger than its data"),
+        (torch.zeros(2, 2).to_sparse(), "no plain table of numbers"),
+        (torch.zeros(2, dtype=torch.complex64), "no plain table of numbers"),
+        (_cycle(), "nested without end"),
+        (_doubling(40), "nested without end"),  # 2^40 lists, if written out
+    ],
+    ids=["expanded", "empty", "sparse", "complex", "cycle", "doubling"],
+)
+def test_a_few_bytes_that_stand_for_more_than_any_memory_holds_are_refused(file, value, says):
+    torch.save({**CONTENT, "kind": "stage1", "format_version": 2, "extra": [value]}, file)
+    assert file.stat().st_size < 10_000
+    assert says in _refused(file)
+
+
+def test_a_flipped_bit_in_a_weight_is_seen(file):
+    content = bytearray(file.read_bytes())
+    content[content.index(torch.arange(3.0).numpy().tobytes()) + 5] ^= 1
+    file.write_bytes(bytes(content))
+    assert "cannot be read" in _refused(file)

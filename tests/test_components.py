@@ -850,8 +850,8 @@ def test_rows_that_the_ring_does_not_hold_are_refused() -> None:
     assert buffer.rows(2, 6)["reward"].tolist() == buffer.reward[torch.tensor([2, 3, 0, 1])].tolist()
     with pytest.raises(InputError, match="expected transitions between 2 and 6, got 1 to 6"):
         buffer.rows(1, 6)
-    with pytest.raises(InputError, match=r"latent: expected shape \(1, \d+\), got \(1, 9\)"):
-        buffer.put_rows(0, {**buffer.rows(5, 6), "latent": torch.zeros(1, 9)})
+    with pytest.raises(InputError, match=r"latent: expected shape \(1, \d+\) of torch.float32, got \(1, 9\)"):
+        buffer.put_rows(0, 1, {**buffer.rows(5, 6), "latent": torch.zeros(1, 9)})
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

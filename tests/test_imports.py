@@ -14,11 +14,12 @@ import dsrl_offpolicy
 PACKAGE = Path(dsrl_offpolicy.__file__).parent
 
 # Rooms by level: a module imports from lower levels and from its own room, never from a neighbour on its level.
-# The top-level modules contracts, errors, seeding, checkpoint and tracking are rooms of their own; ``errors``
-# stands lowest since every room raises them, checkpoint and tracking highest of these since they use configs.
+# The top-level modules contracts, errors, plain, formats, seeding, checkpoint and tracking are rooms of their own;
+# ``errors`` stands lowest since every room raises them, checkpoint and tracking highest: they use the others.
 LEVELS = [
     {"errors"},
-    {"configs", "contracts", "seeding"},
+    {"plain"},
+    {"configs", "contracts", "formats", "seeding"},
     {"checkpoint", "tracking"},
     {"models", "buffers", "demos", "envs"},
     {"base_policies"},

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.formats import FORMAT_VERSION
 from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
 
 
@@ -108,4 +109,4 @@ def test_a_save_that_fails_leaves_both_as_they_were(checkpoints, monkeypatch):
 def test_the_manifest_tells_versions(checkpoints):
     manifest = json.loads((checkpoints.folder / "manifest.json").read_text())
     assert manifest["versions"]["torch"] == torch.__version__.split("+")[0] or manifest["versions"]["torch"]
-    assert manifest["format_version"] == 1 and len(manifest["sha256"]) == 2
+    assert manifest["format_version"] == FORMAT_VERSION and len(manifest["sha256"]) == 2

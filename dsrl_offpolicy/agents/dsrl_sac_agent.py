@@ -17,12 +17,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dsrl_offpolicy.agents.optimization import gradient_step
+from dsrl_offpolicy.agents.optimization import adam_state, gradient_step
+from dsrl_offpolicy.checkpoint import check_weights
 from dsrl_offpolicy.contracts import MacroBatch
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.models.latent_policy import Gaussian, LatentPolicy
 from dsrl_offpolicy.models.latent_q_network import LatentCritic
+from dsrl_offpolicy.plain import reading
 
 Metrics = dict[str, Tensor]
 Regularizer = Literal["entropy", "kl"]
@@ -223,15 +225,20 @@ class DSRLSACAgent(nn.Module):
         """The inverse of :meth:`training_state`.
 
         Raises:
-            InputError: saved with a learned temperature and loaded without, or the reverse.
+            InputError: saved with a learned temperature and loaded without, or the reverse; or of another learner.
+                Nothing is loaded.
         """
-        learned = len(state["actor_optimizer"]["param_groups"]) == 2
-        if learned != self.log_alpha.requires_grad:
-            raise InputError(f"learn_temperature: expected {learned} as when saved")
+        with reading("resume: training", "the state of a learner"):
+            learned = len(state["actor_optimizer"]["param_groups"]) == 2
+            if learned != self.log_alpha.requires_grad:
+                raise InputError(f"learn_temperature: expected {learned} as when saved")
+            check_weights(self, state["networks"], "resume: networks")
+            actor = adam_state(self.actor_optimizer, state["actor_optimizer"], "resume: actor_optimizer")
+            critic = adam_state(self.critic_optimizer, state["critic_optimizer"], "resume: critic_optimizer")
+            self.generator.set_state(state["generator"].cpu())
         self.load_state_dict(state["networks"])
-        self.actor_optimizer.load_state_dict(state["actor_optimizer"])
-        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
-        self.generator.set_state(state["generator"].cpu())
+        self.actor_optimizer.load_state_dict(actor)
+        self.critic_optimizer.load_state_dict(critic)
 
     def draw_noise(self, batch: MacroBatch) -> Float[Tensor, "B L"]:
         """Standard-normal noise for the latents of one batch."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,12 +12,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dsrl_offpolicy.base_policies.observation_encoder import FEATURE_LIMIT, ObservationEncoder, check_images
-from dsrl_offpolicy.checkpoint import load_weights
+from dsrl_offpolicy.checkpoint import check_weights, load_weights
 from dsrl_offpolicy.contracts import BasePolicy, Observation
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.models.action_q_network import ActionQNetwork
-from dsrl_offpolicy.models.velocity import build_velocity_network, integrate
+from dsrl_offpolicy.models.velocity import VelocityKind, build_velocity_network, integrate
 from dsrl_offpolicy.models.visual_encoder import VisualEncoder
+from dsrl_offpolicy.plain import from_plain, reading, shown
 
 RewardMode = Literal["sparse", "dense", "normalized_dense"]
 
@@ -32,6 +33,9 @@ class RewardTerms(NamedTuple):
 
 
 VisualPool = Literal["max", "flatten"]
+
+MOST_REPEATS, LARGEST = 1024, 100_000
+"""Bounds on what a damaged file can ask for: of horizons, heads and Euler steps, and of a network's dimensions."""
 
 DEFAULT_REWARDS = RewardTerms(0.99, "sparse", 1.0, True)
 """What is taken where a checkpoint does not say."""
@@ -62,7 +66,7 @@ class ShortcutFlowSpec:
     obs_horizon: int
     pred_horizon: int
     act_horizon: int
-    velocity_net: str
+    velocity_net: VelocityKind
     velocity_widths: tuple[int, ...]
     embed_dim: int
     denoising_steps: int
@@ -120,7 +124,7 @@ class ShortcutFlowSpec:
     def build_velocity(self) -> nn.Module:
         """A fresh velocity network of this shape."""
         return build_velocity_network(
-            self.velocity_net,  # type: ignore[arg-type]
+            self.velocity_net,
             self.action_dim,
             self.pred_horizon,
             self.feature_dim,
@@ -136,23 +140,50 @@ class ShortcutFlowSpec:
         )
 
     @classmethod
-    def from_plain(cls, values: Mapping[str, Any], where: str) -> ShortcutFlowSpec:
+    def from_plain(cls, values: Any, where: str) -> ShortcutFlowSpec:
         """Rebuild from what a checkpoint holds.
 
         Raises:
-            InputError: unknown fields, or missing ones that have no default.
+            InputError: fields that are missing, unknown, of another type or out of range.
         """
-        known = {f.name for f in fields(cls)}
-        required = {f.name for f in fields(cls) if f.default is MISSING}
-        difference = sorted((required - set(values)) | (set(values) - known))
-        if difference:
-            raise InputError(f"{where}: expected the fields of a base policy, {difference[0]} does not fit")
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**plain)
+        spec = from_plain(cls, values, where)
+        for name in ("obs_horizon", "pred_horizon", "act_horizon", "denoising_steps", "critic_heads"):
+            _check_range(where, name, getattr(spec, name), 1, MOST_REPEATS)
+        for name in (
+            "state_dim",
+            "action_dim",
+            "embed_dim",
+            "velocity_widths",
+            "critic_hidden_dims",
+            "image_size",
+        ):
+            value = getattr(spec, name)
+            for width in value if isinstance(value, tuple) else (value,):
+                _check_range(where, name, 1 if width is None else width, 1, LARGEST)
+        for name in ("image_channels", "visual_dim"):
+            _check_range(where, name, getattr(spec, name), 0, LARGEST)
+        if bool(spec.image_channels) != bool(spec.visual_dim):
+            raise InputError(
+                f"{where}: expected image_channels and visual_dim to be both 0 or both not, got "
+                f"{spec.image_channels} and {spec.visual_dim}"
+            )
+        if spec.embed_dim < 4 or spec.embed_dim % 2 or not spec.velocity_widths:
+            raise InputError(f"{where}: expected an even embed_dim >= 4 and at least one of velocity_widths")
+        if spec.executed_rows.stop > spec.pred_horizon:
+            raise InputError(
+                f"{where}: pred_horizon: expected at least obs_horizon - 1 + act_horizon = "
+                f"{spec.executed_rows.stop}, got {spec.pred_horizon}"
+            )
+        return spec
 
     def to_plain(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def _check_range(where: str, name: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise InputError(f"{where}: {name}: expected a whole number from {least} to {most}, got {shown(value)}")
 
 
 class ShortcutFlowPolicy(BasePolicy, nn.Module):
@@ -185,15 +216,21 @@ class ShortcutFlowPolicy(BasePolicy, nn.Module):
         Raises:
             InputError: the content does not fit together.
         """
-        for key in ("spec", "encoder", "velocity_net_ema", "critic"):
+        names = ("encoder", "velocity_net_ema", "critic")
+        for key in ("spec", *names):
             if not isinstance(content.get(key), Mapping):
                 raise InputError(f"{where}: expected an entry {key!r} in a base_policy checkpoint, got none")
         spec = ShortcutFlowSpec.from_plain(content["spec"], where)
-        encoder, velocity, critic = spec.build_encoder(), spec.build_velocity(), spec.build_critic()
-        load_weights(encoder, content["encoder"], f"{where}: encoder")
-        load_weights(velocity, content["velocity_net_ema"], f"{where}: velocity_net_ema")
-        load_weights(critic, content["critic"], f"{where}: critic")
-        return cls(spec, encoder, velocity, critic)
+        builders = (spec.build_encoder, spec.build_velocity, spec.build_critic)
+        # First without memory: what the spec says may be any size, until the tensors are seen to be of it.
+        with torch.device("meta"), reading(where, "dimensions that make networks"):
+            for name, build in zip(names, builders, strict=True):
+                check_weights(build(), content[name], f"{where}: {name}")
+        networks = [build() for build in builders]
+        for name, network in zip(names, networks, strict=True):
+            load_weights(network, content[name], f"{where}: {name}")
+        encoder, velocity, critic = networks
+        return cls(spec, encoder, velocity, critic)  # type: ignore[arg-type]
 
     def encode(self, obs: Observation) -> Float[Tensor, "B D"]:
         state, rgb = (obs, None) if isinstance(obs, Tensor) else (obs.get("state"), obs.get("rgb"))

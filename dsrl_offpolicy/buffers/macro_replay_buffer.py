@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -135,24 +138,29 @@ class MacroReplayBuffer:
         index = torch.arange(start, stop, device=self.device) % self.capacity
         return {name: getattr(self, name)[index].cpu() for name in self._FIELDS}
 
-    def put_rows(self, start: int, rows: dict[str, Tensor]) -> None:
-        """Put transitions back where number ``start`` and the following were; :meth:`restore_counters` comes last.
+    def put_rows(self, start: int, stop: int, rows: Mapping[str, Any]) -> None:
+        """Put transitions back where number ``start`` to ``stop - 1`` were; :meth:`restore_counters` comes last.
 
         Raises:
-            InputError: missing fields or another width.
+            InputError: fields that are missing, of another shape or type, or not finite; nothing is put.
         """
-        count = len(rows.get("reward", ()))
-        index = (start + torch.arange(count, device=self.device)) % self.capacity
         for name in self._FIELDS:
-            column: Tensor = getattr(self, name)
-            expected = (count, *column.shape[1:])
-            found = tuple(rows[name].shape) if name in rows else "none"
-            if found != expected:
-                raise InputError(f"replay buffer: {name}: expected shape {expected}, got {found}")
+            column, found = getattr(self, name), rows.get(name)
+            expected = (stop - start, *column.shape[1:])
+            got = (tuple(found.shape), found.dtype) if isinstance(found, Tensor) else ("none", "none")
+            if got != (expected, column.dtype):
+                raise InputError(
+                    f"replay buffer: {name}: expected shape {expected} of {column.dtype}, got {got[0]} of {got[1]}"
+                )
+            if column.is_floating_point() and not bool(rows[name].isfinite().all()):
+                raise InputError(f"replay buffer: {name}: expected finite numbers, got NaN or infinity")
+        index = torch.arange(start, stop, device=self.device) % self.capacity
+        for name in self._FIELDS:
+            column = getattr(self, name)
             column[index] = rows[name].to(column)
 
     def restore_counters(self, total_added: int, generator_state: Tensor) -> None:
         """How many transitions were ever added, and the sampler's state."""
+        self.generator.set_state(generator_state.cpu())
         self.total_added = total_added
         self.size = min(total_added, self.capacity)
-        self.generator.set_state(generator_state.cpu())

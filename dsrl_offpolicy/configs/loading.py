@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from importlib import resources
@@ -15,6 +17,7 @@ import tyro
 import yaml
 
 from dsrl_offpolicy.errors import InputError, did_you_mean
+from dsrl_offpolicy.plain import shown
 
 Config = TypeVar("Config")
 
@@ -67,6 +70,12 @@ JOB_RANGES: dict[tuple[str, str], tuple[Callable[[Any], bool], str]] = {
     ("Stage1Config", "eval_episodes"): _COUNT,  # eval_freq 0 is how to leave evaluation out
     ("Stage2Config", "eval_episodes"): _COUNT,
 }
+LARGEST = 2**63
+"""No number of a config is larger: beyond, generators and clocks have no such numbers."""
+
+YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What PyYAML raises; impossible dates, endless numbers and deep nests are among what Python refuses in it."""
+
 MAY_BE_INFINITE = ("action_magnitude", "advantage_temperature")
 
 
@@ -106,11 +115,11 @@ def read_settings(path: Path) -> dict[Any, Any]:
     """The settings in a YAML file that exists; an empty file has none.
 
     Raises:
-        InputError: no text, no YAML, or no mapping.
+        InputError: not readable, no text, no YAML, or no mapping.
     """
     try:
         text = path.read_text()
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path}: expected YAML, got: {' '.join(str(error).split())}") from error
     return _mapping(text, str(path))
 
@@ -155,7 +164,7 @@ def _check_resume_alone(flags: Sequence[str], user_yaml: Path | None) -> None:
 def _mapping(text: str, where: str) -> dict[Any, Any]:
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except YAML_ERRORS as error:
         problem = " ".join(str(error).split())
         raise InputError(f"{where}: expected YAML, got: {problem}") from error
     if content is None:
@@ -170,14 +179,23 @@ def _mapping_tokens(job: type, content: Mapping[Any, Any], where: str) -> list[s
     tokens: list[str] = []
     for key, value in content.items():
         if key not in names:
-            raise InputError(f"{where}: unknown key {key!r}{_nearest(str(key), names)}")
+            raise InputError(f"{where}: unknown key {shown(key)}{_nearest(str(key)[:60], names)}")
         if isinstance(value, bool):
             tokens.append(f"--{key}" if value else f"--no-{key}")
         elif isinstance(value, list | tuple):
-            tokens += [f"--{key}", *map(str, value)]
+            tokens += [f"--{key}", *(_text(item, f"{where}: {key}") for item in value)]
         else:
-            tokens += [f"--{key}", str(value)]
+            tokens.append(f"--{key}={_text(value, f'{where}: {key}')}")
     return tokens
+
+
+def _text(value: Any, where: str) -> str:
+    """A setting as it would be typed."""
+    if isinstance(value, list | tuple | set | Mapping) or "\0" in str(value):
+        raise InputError(f"{where}: expected a value or a list of values, got {shown(value)}")
+    if re.match("-+[a-zA-Z]", str(value)):  # it would not be typed as a value, but as a flag
+        raise InputError(f"{where}: expected a value, got {shown(value)}")
+    return str(value)
 
 
 def _parse_tokens(job: type[Config], tokens: list[str], prog: str) -> Config:
@@ -193,7 +211,7 @@ def _parse_tokens(job: type[Config], tokens: list[str], prog: str) -> Config:
     if unknown:
         names = [f"--{f.name}" for f in fields(job)]  # type: ignore[arg-type]
         flag = next((u for u in unknown if u.startswith("--")), unknown[0])
-        raise InputError(f"unknown flag {flag}{_nearest(flag.split('=')[0], names)}")
+        raise InputError(f"unknown flag {textwrap.shorten(flag, 80)}{_nearest(flag.split('=')[0][:80], names)}")
     check_ranges(config)
     return config
 
@@ -209,6 +227,8 @@ def check_ranges(config: Any) -> None:
         if value is None:
             continue
         for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and abs(number) >= LARGEST:
+                raise InputError(f"{f.name}: expected a number below 2^63, got {shown(number)}")
             infinite = isinstance(number, float) and not math.isfinite(number)
             if infinite and (math.isnan(number) or f.name not in MAY_BE_INFINITE):
                 raise InputError(f"{f.name}: expected a finite number, got {number}")
@@ -229,4 +249,4 @@ def _first_paragraph(box: str) -> str:
         if text.startswith("─"):
             break
         lines.append(text)
-    return " ".join(lines)
+    return textwrap.shorten(" ".join(lines), 400)

@@ -9,12 +9,13 @@ import h5py
 import numpy as np
 
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.plain import reading
 
 SENSOR_GROUPS = ("sensor_data", "sensor_param")
 """Groups of ``obs`` that are not part of the state."""
 
-READ_ERRORS = (OSError, KeyError, RuntimeError)
-"""What h5py raises on damaged files."""
+DEFLATE_RATIO = 1032
+"""How many bytes a compressed one can stand for at most."""
 
 POSE_WIDTH = 7
 """Numbers of an actor's state that are its position and quaternion; velocities follow."""
@@ -45,15 +46,27 @@ class LazyImages:
             IndexError: rows that the trajectory does not have.
         """
         wanted, places = np.unique(np.arange(len(self))[rows], return_inverse=True)
-        try:
-            with h5py.File(self._path, "r") as file:
-                cameras = [file[name][wanted] for name in self._datasets]
-        except READ_ERRORS as error:
-            problem = " ".join(str(error).split())
-            raise InputError(
-                f"{self._path}: expected readable images in {self._datasets}, got: {problem}"
-            ) from error
+        with reading(str(self._path), f"readable images in {self._datasets}"), h5py.File(self._path, "r") as file:
+            cameras = [file[name][wanted] for name in self._datasets]
         return np.concatenate(cameras, axis=-1)[places]
+
+
+def check_numbers(where: str, name: str, data: h5py.Dataset) -> None:
+    """Refuse a data set of anything but numbers, or of more than its stored bytes can stand for: reading it would
+    fill the memory.
+
+    Args:
+        where: file and trajectory, for messages.
+        name: of the data set, for messages.
+        data: the data set; only its description is read.
+
+    Raises:
+        InputError: as said.
+    """
+    if data.dtype.kind not in "biuf" or data.shape is None:
+        raise InputError(f"{where}: expected numbers in {name!r}, got {data.dtype}")
+    if data.size * data.dtype.itemsize > DEFLATE_RATIO * data.id.get_storage_size():
+        raise InputError(f"{where}: expected numbers in {name!r}, got fewer bytes than shape {data.shape} has")
 
 
 def read_state(where: str, obs: h5py.Group, rows: int, keys: Sequence[str] | None) -> np.ndarray:
@@ -80,6 +93,7 @@ def read_state(where: str, obs: h5py.Group, rows: int, keys: Sequence[str] | Non
             raise InputError(f"{where}: expected only what the environment observes, got also 'obs/{key}'")
     columns = []
     for key in keys:
+        check_numbers(where, f"obs/{key}", obs[key])
         values = np.asarray(obs[key][()])
         if values.ndim not in (1, 2) or len(values) != rows:
             raise InputError(f"{where}: expected [{rows}] or [{rows}, k] in 'obs/{key}', got shape {values.shape}")
@@ -129,6 +143,9 @@ def find_images(where: str, path: Path, group: h5py.Group, rows: int, cameras: S
     names = [f"obs/sensor_data/{camera}/rgb" for camera in cameras]
     for name in names:
         data = group[name]
+        if not isinstance(data, h5py.Dataset):
+            raise InputError(f"{where}: expected a data set {name!r}, got a group")
+        check_numbers(where, name, data)
         if data.dtype != np.uint8:
             raise InputError(f"{where}: expected uint8 in {name!r}, got {data.dtype}")
         if data.ndim != 4 or len(data) != rows or data.shape[3] != 3:
@@ -159,6 +176,7 @@ def read_poses(group: h5py.Group, rows: int) -> dict[str, np.ndarray] | None:
     for name, data in actors.items():
         if not isinstance(data, h5py.Dataset) or data.ndim != 2 or len(data) != rows or data.shape[1] < POSE_WIDTH:
             return None
+        check_numbers(f"{group.file.filename}: {group.name}", f"env_states/actors/{name}", data)
         poses[name] = data[:, :POSE_WIDTH].astype(np.float32)
         if not np.isfinite(poses[name]).all():
             return None

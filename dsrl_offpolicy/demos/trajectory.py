@@ -13,8 +13,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dsrl_offpolicy.demos.observations import READ_ERRORS, LazyImages, find_images, read_poses, read_state
+from dsrl_offpolicy.demos.observations import LazyImages, check_numbers, find_images, read_poses, read_state
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.plain import check_fields, reading
+
+_ENV_INFO = {"env_id": str | None, "env_kwargs": dict[str, Any] | None, "max_episode_steps": int | None}
+_ENV_KWARGS = dict.fromkeys(("control_mode", "obs_mode", "reward_mode", "sim_backend"), str | None)
+"""What is read of a JSON; none of it must be there."""
 
 
 @dataclass(frozen=True)
@@ -135,16 +140,12 @@ def read_demonstrations(
     if not path.is_file():
         raise InputError(f"demo_path: expected an HDF5 file, {path} does not exist")
     meta = _read_json(path)
-    try:
-        with h5py.File(path, "r") as file:
-            names = sorted((n for n in file if _index(n) is not None), key=lambda n: _index(n) or 0)
-            if not names:
-                raise InputError(f"{path}: expected groups traj_0, traj_1, ..., got {list(file)[:3]}")
-            reader = _Reader(path, need_rewards, need_images, want_poses, state_keys, cameras)
-            trajectories = tuple(reader.read(name, _group(path, file, name)) for name in names[:limit])
-    except READ_ERRORS as error:
-        problem = " ".join(str(error).split())
-        raise InputError(f"{path}: expected a readable HDF5 file, got: {problem}") from error
+    with reading(str(path), "a readable HDF5 file"), h5py.File(path, "r") as file:
+        names = sorted((n for n in file if _index(n) is not None), key=lambda n: _index(n) or 0)
+        if not names:
+            raise InputError(f"{path}: expected groups traj_0, traj_1, ..., got {list(file)[:3]}")
+        reader = _Reader(path, need_rewards, need_images, want_poses, state_keys, cameras)
+        trajectories = tuple(reader.read(name, _group(path, file, name)) for name in names[:limit])
     shapes = {(t.obs.shape[1], t.actions.shape[1]) for t in trajectories}
     if len(shapes) > 1:
         raise InputError(f"{path}: expected the same (obs, action) widths in every traj, got {sorted(shapes)}")
@@ -167,7 +168,8 @@ def read_demonstrations(
 
 def _index(name: str) -> int | None:
     prefix, _, digits = name.rpartition("_")
-    return int(digits) if prefix == "traj" and digits.isdigit() else None
+    number = prefix == "traj" and digits.isascii() and digits.isdecimal() and len(digits) < 20
+    return int(digits) if number else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -176,13 +178,16 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"demo_path: expected {companion.name} beside {path}, it does not exist")
     try:
         meta = json.loads(companion.read_text())
-    except ValueError as error:
-        raise InputError(f"{companion}: expected JSON, got: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        problem = " ".join(str(error).split())
+        raise InputError(f"{companion}: expected JSON, got: {problem}") from error
     if not isinstance(meta, dict) or not isinstance(meta.get("env_info"), dict):
         raise InputError(f"{companion}: expected an object with env_info, got none")
     episodes = meta.get("episodes")
     if not isinstance(episodes, list) or not episodes or not all(isinstance(e, dict) for e in episodes):
         raise InputError(f"{companion}: expected a list 'episodes' with an entry per demonstration, got none")
+    check_fields(meta["env_info"], _ENV_INFO, f"{companion}: env_info", _ENV_INFO)
+    check_fields(meta["env_info"].get("env_kwargs") or {}, _ENV_KWARGS, f"{companion}: env_kwargs", _ENV_KWARGS)
     return meta
 
 
@@ -217,10 +222,10 @@ class _Reader:
         return Trajectory(
             obs=obs,
             actions=actions,
-            success=_read_field(where, group, "success", n, np.bool_),
-            terminated=_read_field(where, group, "terminated", n, np.bool_),
-            truncated=_read_field(where, group, "truncated", n, np.bool_),
-            rewards=_read_field(where, group, "rewards", n, np.float32) if rewards else None,
+            success=_read_steps(where, group, "success", n, np.bool_),
+            terminated=_read_steps(where, group, "terminated", n, np.bool_),
+            truncated=_read_steps(where, group, "truncated", n, np.bool_),
+            rewards=_read_steps(where, group, "rewards", n, np.float32) if rewards else None,
             images=find_images(where, self.path, group, n + 1, self.cameras) if self.need_images else None,
             poses=read_poses(group, n + 1) if self.want_poses else None,
         )
@@ -238,11 +243,20 @@ class _Reader:
         return obs
 
 
+def _read_steps(where: str, group: h5py.Group, field: str, steps: int, dtype: type) -> np.ndarray:
+    """One value per env step."""
+    array = _read_field(where, group, field, steps, dtype)
+    if array.ndim != 1:
+        raise InputError(f"{where}: expected [{steps}] in {field!r}, got shape {array.shape}")
+    return array
+
+
 def _read_field(where: str, group: h5py.Group, field: str, rows: int | None, dtype: type) -> np.ndarray:
     item = group.get(field)
     if not isinstance(item, h5py.Dataset):
         kind = "none" if item is None else "an empty group" if not len(item) else "a group"
         raise InputError(f"{where}: expected a data set {field!r}, got {kind}")
+    check_numbers(where, field, item)
     array = np.asarray(item[()])
     if rows is not None and (array.ndim == 0 or len(array) != rows):
         raise InputError(f"{where}: expected {rows} rows in {field!r}, got shape {array.shape}")

@@ -59,12 +59,14 @@ def inspect(path: Path) -> dict[str, Any]:
     if is_published(content):
         return about | _published(content, f"FILE: {path}")
     kind = content.get("kind") if isinstance(content, Mapping) else None
-    if kind not in NETWORKS:
+    if not isinstance(kind, str) or kind not in NETWORKS:
         raise InputError(f"FILE: expected a checkpoint ({', '.join(NETWORKS)} or published), {path} is none")
-    return about | _ours(check_kind(content, path, str(kind), "FILE"), str(kind))
+    ours = _ours(check_kind(content, path, kind, "FILE"), kind)
+    return about | _plain(ours) | {"format_version": content["format_version"]}
 
 
 def _ours(content: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Of content that was brought to this package's format version."""
     return {
         "kind": kind,
         "format": "dsrl_offpolicy",
@@ -163,13 +165,16 @@ def _cell(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _finite(value: Any) -> Any:
-    """Numbers that JSON does not know (an unbounded action_magnitude) as text."""
+def _plain(value: Any) -> Any:
+    """Values that JSON knows; a number that it does not (an unbounded action_magnitude) as text, and of anything
+    else the type."""
     if isinstance(value, Mapping):
-        return {name: _finite(inner) for name, inner in value.items()}
+        return {str(name): _plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, str | int | float | None) else f"({type(value).__name__})"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -186,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{PROG}: error: {error}", file=sys.stderr)
         return 2
     if options.json:
-        print(json.dumps(_finite(report), indent=2))
+        print(json.dumps(report, indent=2))
     else:
         print_table(report)
     return 0

@@ -13,8 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from dsrl_offpolicy.checkpoint import FORMAT_VERSION, file_digest, load_checkpoint, save_checkpoint
+from dsrl_offpolicy.checkpoint import file_digest, load_checkpoint, save_checkpoint
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.formats import FORMAT_VERSION, NewerFormatError
 
 LAST, PREVIOUS, MANIFEST = "last.pt", "previous.pt", "manifest.json"
 LIBRARIES = ("torch", "numpy", "gymnasium", "metaworld", "mani-skill")
@@ -66,7 +67,7 @@ class RunCheckpoints:
             check: raises InputError where what a checkpoint needs besides is damaged.
 
         Raises:
-            InputError: neither is whole.
+            InputError: neither is whole, or a later version of this package wrote them.
         """
         if not self.exist():
             raise InputError(f"resume: expected a checkpoint in {self.folder}, none was saved yet")
@@ -80,6 +81,8 @@ class RunCheckpoints:
                     raise InputError(f"resume: expected {path} as it was saved, it was altered or cut")
                 content = load_checkpoint(path, self.kind, "resume")
                 check(content)
+            except NewerFormatError:  # nothing is damaged, and to go on from the one before would lose it
+                raise
             except InputError as error:
                 problems.append(str(error))
                 continue
@@ -92,7 +95,7 @@ class RunCheckpoints:
         """Of the files that were written whole, newest first; None where no manifest can be read."""
         try:
             found = json.loads((self.folder / MANIFEST).read_text())["sha256"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return None
         return [str(digest) for digest in found] if isinstance(found, list) else None
 

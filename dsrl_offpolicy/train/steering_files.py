@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,43 @@ import torch
 from torch import nn
 
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
-from dsrl_offpolicy.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from dsrl_offpolicy.checkpoint import check_weights, load_checkpoint, load_weights, save_checkpoint
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.models.latent_layout import LatentLayout
+from dsrl_offpolicy.models.latent_layout import LatentLayout, SteerMode
 from dsrl_offpolicy.models.latent_policy import LatentPolicy
+from dsrl_offpolicy.plain import from_plain, reading, shown
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What it takes to rebuild a latent policy from its weights; the fields mean what they mean in the layout."""
+
+    feature_dim: int
+    hidden_dims: tuple[int, ...]
+    steer_mode: SteerMode
+    pred_horizon: int
+    action_dim: int
+    executed_rows: tuple[int, int]
+    action_magnitude: float
+
+    def layout(self, where: str) -> LatentLayout:
+        """The steered part of the noise.
+
+        Raises:
+            InputError: rows that a chunk does not have, a magnitude that is no positive number, widths below 1.
+        """
+        start, stop = self.executed_rows
+        if not 0 <= start < stop <= self.pred_horizon:
+            raise InputError(
+                f"{where}: executed_rows: expected rows of 0 to {self.pred_horizon}, got {self.executed_rows}"
+            )
+        if not self.action_magnitude > 0:
+            raise InputError(f"{where}: action_magnitude: expected a number > 0, got {self.action_magnitude}")
+        if min(self.hidden_dims, default=0) < 1:
+            raise InputError(f"{where}: hidden_dims: expected at least one width > 0, got {self.hidden_dims}")
+        return LatentLayout(
+            self.steer_mode, self.pred_horizon, self.action_dim, slice(start, stop), self.action_magnitude
+        )
 
 
 def fingerprint(base: ShortcutFlowPolicy) -> str:
@@ -36,17 +70,17 @@ def steering_content(
 ) -> dict[str, Any]:
     """What a checkpoint of a latent policy holds: what is needed to rebuild it, and what else the stage keeps."""
     layout = policy.layout
-    steering = {
-        "feature_dim": base.feature_dim,
-        "hidden_dims": list(hidden_dims),
-        "steer_mode": layout.mode,
-        "pred_horizon": layout.pred_horizon,
-        "action_dim": layout.action_dim,
-        "executed_rows": [layout.executed_rows.start, layout.executed_rows.stop],
-        "action_magnitude": layout.magnitude,
-    }
+    steering = Steering(
+        feature_dim=base.feature_dim,
+        hidden_dims=tuple(hidden_dims),
+        steer_mode=layout.mode,
+        pred_horizon=layout.pred_horizon,
+        action_dim=layout.action_dim,
+        executed_rows=(layout.executed_rows.start, layout.executed_rows.stop),
+        action_magnitude=layout.magnitude,
+    )
     return {
-        "steering": steering,
+        "steering": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(steering).items()},
         "policy": policy.state_dict(),
         "base_fingerprint": fingerprint(base),
         **extra,
@@ -74,26 +108,24 @@ def load_steering(
         InputError: the file is damaged, of another kind, or belongs to another base policy.
     """
     content = load_checkpoint(path, kind, flag, device)
-    steering = content.get("steering")
-    if not isinstance(steering, dict) or not isinstance(content.get("policy"), dict):
+    if not isinstance(content.get("steering"), dict) or not isinstance(content.get("policy"), dict):
         raise InputError(f"{flag}: expected a latent policy in {path}, got none")
+    steering = from_plain(Steering, content["steering"], f"{flag}: {path}")
     expected = {
         "feature_dim": base.feature_dim,
         "pred_horizon": base.latent_shape[0],
         "action_dim": base.latent_shape[1],
     }
     for name, value in expected.items():
-        if steering.get(name) != value:
-            raise InputError(f"{flag}: expected {name} {value} as in the base policy, got {steering.get(name)}")
+        found = getattr(steering, name)
+        if found != value:
+            raise InputError(f"{flag}: expected {name} {value} as in the base policy, got {shown(found)}")
     if content.get("base_fingerprint") != fingerprint(base):
         raise InputError(f"{flag}: expected a latent policy of this base policy, {path} was trained over another")
-    layout = LatentLayout(
-        steering["steer_mode"],
-        steering["pred_horizon"],
-        steering["action_dim"],
-        slice(*steering["executed_rows"]),
-        steering["action_magnitude"],
-    )
-    policy = LatentPolicy(base.feature_dim, steering["hidden_dims"], layout).to(device)
+    layout = steering.layout(f"{flag}: {path}")
+    with torch.device("meta"), reading(f"{flag}: {path}", "dimensions that make a network"):  # before any memory
+        shapes = LatentPolicy(base.feature_dim, steering.hidden_dims, layout)
+        check_weights(shapes, content["policy"], f"{flag}: policy")
+    policy = LatentPolicy(base.feature_dim, steering.hidden_dims, layout).to(device)
     load_weights(policy, content["policy"], f"{flag}: policy")
     return policy, content

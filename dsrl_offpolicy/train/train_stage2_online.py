@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from dsrl_offpolicy.seeding import numpy_generator, random_states, restore_rando
 from dsrl_offpolicy.tracking import ProgressReport, Run, create_run_folder
 from dsrl_offpolicy.train.interruption import EvaluationStopped, Interrupted, Interruption
 from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
+from dsrl_offpolicy.train.run_state import check_run_state
 from dsrl_offpolicy.train.snapshots import check_finite, snapshot_of_non_finite
 from dsrl_offpolicy.train.stage2_parts import Counters, build_agent, training_env_spec
 from dsrl_offpolicy.train.steering_files import fingerprint, save_steering, steering_content
@@ -307,7 +309,11 @@ class Stage2:
         }
 
     def _load_state(self) -> dict[str, Any]:
-        state = self.checkpoints.load(lambda content: self.replay_files.check(content["replay"]))
+        state = self.checkpoints.load(
+            partial(
+                check_run_state, counters=Counters, config=self.config, base=self.base, replay=self.replay_files
+            )
+        )
         if state["collector"] is None:
             raise InputError(f"resume: expected a run that was interrupted, {self.resume} is at its end")
         if state["device"] != self.device.type:

@@ -211,3 +211,19 @@ def test_a_file_that_cannot_be_written_whole_is_not_there(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("field", ["actions", "obs", "rewards"])
+def test_a_data_set_of_more_numbers_than_its_bytes_can_stand_for_is_refused(file, field):
+    with h5py.File(file, "a") as handle:
+        del handle["traj_0"][field]
+        handle["traj_0"].create_dataset(field, (10**9, 3), np.float32, chunks=True)  # 12 GB, none of it stored
+    with pytest.raises(InputError, match=f"traj_0: expected numbers in '{field}', got fewer bytes than shape"):
+        read_demonstrations(file, need_rewards=True)
+
+
+@pytest.mark.parametrize("data", [np.array([b"x"] * 3), np.zeros(3, [("a", "f4")]), np.zeros(3, "c8")])
+def test_a_data_set_of_no_numbers_is_refused(file, data):
+    _edit(file, "traj_0/rewards", data)
+    with pytest.raises(InputError, match="traj_0: expected numbers in 'rewards', got"):
+        read_demonstrations(file, need_rewards=True)
