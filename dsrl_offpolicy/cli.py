@@ -21,7 +21,10 @@ COMMANDS = {
 }
 TOOLS = {
     "checkpoint": ("dsrl_offpolicy.train.inspect_checkpoint", "inspect FILE: what a checkpoint holds"),
-    "doctor": ("dsrl_offpolicy.train.doctor", "env: whether an environment works here, its spaces and speed"),
+    "doctor": (
+        "dsrl_offpolicy.train.doctor",
+        "RUN_DIR: whether a run is healthy; env: whether an environment works here",
+    ),
 }
 """Commands that are no job: they leave no run folder."""
 

@@ -15,6 +15,7 @@ from dsrl_offpolicy.agents.aw_mle import AWMLEAgent, CandidatePool
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
 from dsrl_offpolicy.configs.jobs import Stage1Config
 from dsrl_offpolicy.demos.windows import cut_windows, split_episodes
+from dsrl_offpolicy.diagnostics.live import HealthMonitor
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import EvaluationSummary, evaluation_seeds, run_episodes, summarise
@@ -178,6 +179,7 @@ def _train(
     sampler = torch_generator(config.seed, "stage1_batches", device)
     size = pool_size(config, len(states), agent.layout.dim + base.spec.critic_heads)
     pool = CandidatePool(agent, states, size) if size else None
+    health = HealthMonitor(config, tracker.path)
     with ProgressReport("stage1", config.total_iters, "gradient steps") as progress:
         for step in range(1, config.total_iters + 1):
             index = torch.randint(len(states), (config.batch_size,), generator=sampler, device=device)
@@ -185,6 +187,7 @@ def _train(
             last = step == config.total_iters
             if step % config.log_freq == 0 or last:
                 row = tracker.log(metrics, {"gradient_steps": step})
+                health.observe(row)
                 progress.report(step, {k: row[k] for k in ("nll_loss", "kl_loss", "eff_num", "corr_A_logprob")})
             if env is not None and (step % config.eval_freq == 0 or last):
                 source = policy_source(agent.policy, deterministic=config.eval_deterministic)

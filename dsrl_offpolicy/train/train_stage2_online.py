@@ -19,6 +19,7 @@ from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
 from dsrl_offpolicy.configs.jobs import Stage2Config
 from dsrl_offpolicy.contracts import LatentSource
+from dsrl_offpolicy.diagnostics.live import HealthMonitor
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import EvaluationSummary, evaluation_seeds, run_episodes, summarise
@@ -124,6 +125,7 @@ class Stage2:
             Run(folder, config, track=config.track, wandb_project=config.wandb_project, resume=resumed) as tracker,
             Interruption() as stop,
         ):
+            self.health = HealthMonitor(config, folder)
             self._compile()
             env = make_vector_env(self.env_spec, config.num_envs)
             evaluation_spec = base_env_spec(self.base.spec, config, end_on_success=config.eval_end_on_success)
@@ -256,8 +258,10 @@ class Stage2:
             "train_success": sum(self.recent) / max(len(self.recent), 1),
             "utd_effective": counters.utd_effective,
             "buffer_size": len(self.buffer),
+            "latent_dim": self.agent.layout.dim,
         }
         row = tracker.log({**metrics, **training, **rates}, self._axes(), "train")
+        self.health.observe({**self._axes(), **row})
         shown = {"success": row["train_success"], "q_mean": row["q_mean"], "alpha": row.get("alpha", "-")}
         shown |= {"env/s": rates["env_steps_per_s"], "grad/s": rates["gradient_steps_per_s"]}
         progress.report(counters.env_steps, shown)
@@ -286,6 +290,7 @@ class Stage2:
             "length": summary.length.value,
         }
         tracker.log(row, self._axes(), "eval")
+        self.health.observe({**self._axes(), **row})
         self.evaluations.append({**self._axes(), **row})
         if row["success_once"] >= self.best:
             self.best = row["success_once"]
