@@ -4,8 +4,8 @@
 
 Demonstrations and Stage 0 are made once; then every case below runs once per seed: a real run on pick-place-v3
 with networks of two layers of 64. Runs that are there already are not made again. The table counts the seeds in
-which a check fails at the end, and those in which the live warnings told of it on the way (the monitor is given the
-rows of the run one by one).
+which a check fails at the end, and those in which the live warnings told of it on the way (the monitor is given
+the rows of the run one by one).
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ class HealthMonitor:
 
     Args:
         config: the run's settings.
-        folder: the run folder. The rows that the ``metrics.jsonl`` of a resumed run holds come first; what was told
-            of them before the interruption may be told again.
+        folder: the run folder. The rows that the ``metrics.jsonl`` of a resumed run holds come first; what was
+            told of them before the interruption may be told again.
     """
 
     def __init__(self, config: StageConfig, folder: Path | None = None) -> None:
