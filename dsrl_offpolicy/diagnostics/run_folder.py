@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config, Stage2Config
 from dsrl_offpolicy.configs.loading import override, read_settings
-from dsrl_offpolicy.diagnostics.verdict import Row
+from dsrl_offpolicy.diagnostics.verdict import Row, is_finite_number
 from dsrl_offpolicy.errors import InputError
 
 StageConfig = Stage0Config | Stage1Config | Stage2Config
@@ -71,7 +70,7 @@ def read_rows(folder: Path) -> list[Row]:
     """The rows of ``metrics.jsonl``. The last line of a run that was killed may be torn, and is left out.
 
     Raises:
-        InputError: there is no such file, or another line is no JSON object.
+        InputError: there is no such file, or another line is no JSON object of finite numbers.
     """
     path = folder / "metrics.jsonl"
     try:
@@ -83,8 +82,8 @@ def read_rows(folder: Path) -> list[Row]:
     for number, line in enumerate(lines[:-1], start=1):
         row = _json_object(line, f"{path}, line {number}")
         for name, value in row.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise InputError(f"{path}, line {number}: {name}: expected a finite number, got {value!r}")
+            if not is_finite_number(value):
+                raise InputError(f"{path}, line {number}: {name}: expected a finite number, got {str(value)[:40]}")
         rows.append(row)
     return rows
 
@@ -102,7 +101,7 @@ def _summary(folder: Path) -> dict[str, Any]:
 def _json_object(text: str, where: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: expected JSON, got: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{where}: expected a JSON object, got {type(content).__name__}")

@@ -14,6 +14,7 @@ from dsrl_offpolicy.diagnostics.verdict import (
     Q_SLACK,
     Row,
     Verdict,
+    is_finite_number,
     judge,
     number,
     quarters,
@@ -63,7 +64,7 @@ def check_stage1(config: Stage1Config, rows: Sequence[Row], summary: Mapping[str
 def _demonstrations(summary: Mapping[str, Any]) -> Verdict:
     expected = "some that succeed: sparse rewards teach Q^A nothing else"
     share = summary.get("demonstration_success")
-    if not isinstance(share, int | float):
+    if not is_finite_number(share):
         return Verdict("demonstrations", None, "not enough data yet: no summary.json", expected)
     text = f"{100 * share:.0f} % succeed"
     return judge("demonstrations", share > 0, text, expected, "record demonstrations that succeed", success=share)
@@ -101,7 +102,7 @@ def _policy_above_prior(summary: Mapping[str, Any]) -> Verdict:
     expected = "E[Q] under the policy above the prior's, the 95 % interval of the difference above 0"
     found = summary.get("verification")
     names = ("q_prior", "q_policy", "difference", "difference_low", "difference_high")
-    if not isinstance(found, dict) or not all(isinstance(found.get(name), int | float) for name in names):
+    if not isinstance(found, dict) or not all(is_finite_number(found.get(name)) for name in names):
         return Verdict(
             "policy_above_prior", None, "not enough data yet: no verification in summary.json", expected
         )

@@ -78,8 +78,11 @@ def _acting(rows: Sequence[Row]) -> list[Row]:
 def settling_steps(config: Stage2Config, row: Row) -> float:
     """Gradient steps in which a change of the targets has reached Q but for 1/e: ``1 / (tau (1 - gamma^n))``,
     with n the env steps of a macro-step."""
-    per_macro_step = row["env_steps"] / max(row["macro_steps"], 1)
-    return 1 / (config.tau * max(1 - config.gamma**per_macro_step, 1e-6))
+    return 1 / (config.tau * max(1 - _macro_discount(config, row), 1e-6))
+
+
+def _macro_discount(config: Stage2Config, row: Row) -> float:
+    return float(config.gamma ** max(row["env_steps"] / max(row["macro_steps"], 1), 1.0))
 
 
 def cost(config: Stage2Config, row: Row) -> float:
@@ -99,8 +102,7 @@ def q_bounded(config: Stage2Config, rows: Sequence[Row]) -> Verdict:
     low, high = bounds
     slack = Q_SLACK * (high - low)
     if config.backup_entropy and rows:  # the bonus of every later macro-step: alpha times the cost, discounted
-        per_macro_step = rows[-1]["env_steps"] / max(rows[-1]["macro_steps"], 1)
-        later = config.gamma**per_macro_step
+        later = _macro_discount(config, rows[-1])
         bonuses = [-row["alpha"] * cost(config, row) * later / (1 - later) for row in _acting(rows)]
         low, high = low + min([0.0, *bonuses]), high + max([0.0, *bonuses])
     expected = f"between {number(low - slack)} and {number(high + slack)}, as rewards"
@@ -283,9 +285,11 @@ def warmup(config: Stage2Config, rows: Sequence[Row]) -> Verdict:
     if not rows:
         return too_early("warmup", expected, 0, 1)
     first = rows[0]
-    stored = round(first["macro_steps"] - first["gradient_steps"] / max(first["utd_effective"], 1e-9))
-    text = f"{stored} macro-transitions before the first update"
-    return judge("warmup", stored >= config.batch_size, text, expected, "increase warmup_steps", stored=stored)
+    stored = first["macro_steps"] - first["gradient_steps"] / max(first["utd_effective"], 1e-9)
+    text = f"{stored:.0f} macro-transitions before the first update"
+    return judge(
+        "warmup", stored >= config.batch_size - 0.5, text, expected, "increase warmup_steps", stored=stored
+    )
 
 
 def buffer(config: Stage2Config, rows: Sequence[Row]) -> Verdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,10 +35,10 @@ class Verdict:
     found: str
     expected: str
     remedy: str = ""
-    values: Mapping[str, float] = field(default_factory=dict)
+    values: Mapping[str, float | int] = field(default_factory=dict)
 
 
-def judge(name: str, ok: bool | None, found: str, expected: str, remedy: str, **values: float) -> Verdict:
+def judge(name: str, ok: bool | None, found: str, expected: str, remedy: str, **values: float | int) -> Verdict:
     """A verdict that carries its remedy only where it fails."""
     return Verdict(name, ok, found, expected, remedy if ok is False else "", values)
 
@@ -54,7 +55,17 @@ def quarters(rows: Sequence[Row], metric: str) -> list[float]:
     return [statistics.median(values[cuts[i] : cuts[i + 1]]) for i in range(4)]
 
 
-def number(value: float) -> str:
+def is_finite_number(value: Any) -> bool:
+    """Whether a value read from JSON is a number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def number(value: float | int) -> str:
     """Four significant digits."""
     return f"{value:.4g}"
 
