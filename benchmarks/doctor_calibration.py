@@ -32,6 +32,7 @@ STAGE2 = [
 ]  # fmt: skip
 KL = [*STAGE2, "--regularizer", "kl", "--init_temperature", "1", "--no-backup_entropy", "--init_critic"]
 ENTROPY = [*STAGE2, "--regularizer", "entropy"]
+EVALUATED = ["--eval_freq", "6000", "--eval_episodes", "40", "--eval_end_on_success"]
 CASES = {
     "Stage 1": ("stage1", STAGE1),
     "Stage 1, lr 1e-12": ("stage1", [*STAGE1, "--lr", "1e-12"]),
@@ -54,6 +55,8 @@ CASES = {
         "stage2",
         [*ENTROPY, "--no-critic_layer_norm", "--critic_lr", "0.03"],
     ),
+    "kl, with evaluations": ("stage2", [*KL, *EVALUATED]),
+    "kl, with evaluations, critic_lr x 100": ("stage2", [*KL, *EVALUATED, "--critic_lr", "0.03"]),
 }
 
 

@@ -63,7 +63,7 @@ def check_stage1(config: Stage1Config, rows: Sequence[Row], summary: Mapping[str
 
 def _demonstrations(summary: Mapping[str, Any]) -> Verdict:
     expected = "some that succeed: sparse rewards teach Q^A nothing else"
-    share = summary.get("demonstration_success")
+    share: Any = summary.get("demonstration_success")
     if not is_finite_number(share):
         return Verdict("demonstrations", None, "not enough data yet: no summary.json", expected)
     text = f"{100 * share:.0f} % succeed"

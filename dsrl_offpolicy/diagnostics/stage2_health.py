@@ -22,6 +22,7 @@ from dsrl_offpolicy.diagnostics.verdict import (
 EXPLODING_Q = "reduce critic_lr, increase tau"
 NO_LEARNING = "increase warmup_steps, check that the buffer is filling"
 UNSTABLE = "reduce utd_ratio, increase batch_size"
+"""The remedies of the seed document, "Common Issues"."""
 
 COSTLIEST_NAT = 0.1
 """Share of the range of returns that one nat of the regulariser may cost at most."""
@@ -330,4 +331,4 @@ def success(evaluations: Sequence[Row]) -> Verdict:
     )
     ok = last["success_once_high"] >= first["success_once_low"]
     values = {"first": first["success_once"], "last": last["success_once"]}
-    return judge("success", ok, text, expected, UNSTABLE, **values)
+    return judge("success", ok, text, expected, f"{UNSTABLE}, reduce critic_lr", **values)

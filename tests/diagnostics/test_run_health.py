@@ -169,7 +169,9 @@ def test_gradient_steps_that_the_last_vector_step_earned_are_no_fault():
 
 def test_success_that_has_fallen_is_named():
     fallen = {"env_steps": 9000, "success_once": 0.1, "success_once_low": 0.02, "success_once_high": 0.29}
-    assert failing(KL_RUN, [EVALUATIONS[0], fallen]) == {"success": "reduce utd_ratio, increase batch_size"}
+    assert failing(KL_RUN, [EVALUATIONS[0], fallen]) == {
+        "success": "reduce utd_ratio, increase batch_size, reduce critic_lr"
+    }
     lower = {**fallen, "success_once_high": 0.31}
     assert not failing(KL_RUN, [EVALUATIONS[0], lower])
 
