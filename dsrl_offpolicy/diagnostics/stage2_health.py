@@ -30,8 +30,8 @@ MOST_KL, LEAST_ENTROPY = 3.0, -1.5
 """Nats per latent dimension, of a Gaussian as narrow as sigma = 0.05: hardly any noise is left to explore with."""
 SIGMA_MAX_ENTROPY = 0.5 * math.log(2 * math.pi * math.e) + 1.0
 """Nats per dimension of the widest Gaussian that the latent policy can be (log sigma = 1)."""
-STILL = 1.25
-"""Factor between the largest and the smallest KL of a run below which its policy has not moved."""
+STILL, ALPHA_MOVED = 1.3, 1.5
+"""Factor between the quarters' KL below which a policy has not moved, though alpha did by that other factor."""
 LEAST_BATCHES = 10
 """Batches that a full buffer holds at least."""
 RECENT = 4
@@ -247,20 +247,23 @@ def _entropy(config: Stage2Config, rows: Sequence[Row]) -> Verdict:
 
 
 def actor_moves(config: Stage2Config, rows: Sequence[Row]) -> Verdict:
-    """A policy whose KL to the prior stays what it was has not moved, unless it is where the temperature wants it.
+    """A policy that stays the prior has not moved; nor has one whose KL to the prior stays what it was while the
+    temperature moves, unless it is where the temperature wants it or the temperature wants what cannot be.
 
-    The KL of a batch varies with its states, so that of a frozen actor is not one number.
+    The KL of a batch varies with its states, so that of a frozen actor is not one number: quarters are compared.
     """
     expected = f"kl to the prior changes by more than a factor {STILL:g}, or the regulariser's target is met"
     if len(rows) < ENOUGH_ROWS:
         return too_early("actor_moves", expected, len(rows))
-    values = [float(row["kl"]) for row in rows]
-    low, high = min(values), max(values)
-    still = high < MOVED_KL or high < STILL * low
-    ok = not still or (high >= MOVED_KL and _at_target(config, rows))
-    text = f"kl from {number(low)} to {number(high)} over all rows"
-    remedy = "check actor_lr and actor_update_every; the actor is frozen"
-    return judge("actor_moves", ok, text, expected, remedy, low=low, high=high)
+    course, alphas = quarters(rows, "kl"), [max(value, 1e-12) for value in quarters(rows, "alpha")]
+    is_prior = max(row["kl"] for row in rows) < MOVED_KL
+    answered = max(course) >= STILL * min(course) or _at_target(config, rows)
+    asked = not config.learn_temperature or max(alphas) >= ALPHA_MOVED * min(alphas)
+    asked = asked and target(config, rows).ok is not False
+    ok = not is_prior and (answered or not asked)
+    text = f"kl {number(course[0])} -> {number(course[3])}, alpha {number(alphas[0])} -> {number(alphas[3])}"
+    remedy = "the actor is frozen: check actor_lr and actor_update_every"
+    return judge("actor_moves", ok, text, expected, remedy, first=course[0], last=course[3])
 
 
 def _at_target(config: Stage2Config, rows: Sequence[Row]) -> bool:

@@ -142,8 +142,18 @@ def test_an_entropy_without_noise_left_has_collapsed():
 def test_a_policy_that_stands_where_the_temperature_wants_it_is_not_frozen():
     assert not failing(KL_RUN, stage2_rows(kl=lambda p: 9.8 + 0.4 * p))
     assert "actor_moves" in failing(replace(KL_RUN, learn_temperature=False), stage2_rows(kl=10.0))
-    at_target = {"kl": 60.0, "entropy": -15.0, "alpha": 0.1}
+    at_target = {"kl": 60.0, "entropy": -15.0, "alpha": lambda p: 0.1 - 0.08 * p}  # the target is -16
     assert not failing(ENTROPY_RUN, stage2_rows(**at_target))
+    assert list(failing(ENTROPY_RUN, stage2_rows(**{**at_target, "entropy": 10.0}))) == ["actor_moves"]
+
+
+def test_a_kl_that_stays_is_no_fault_before_the_temperature_has_asked_for_another():
+    # alpha from 0.3 by less than a factor 1.5
+    assert not failing(KL_RUN, stage2_rows(kl=0.3, alpha=lambda p: 0.3 - 0.08 * p))
+    asked = stage2_rows(kl=0.3, alpha=lambda p: 0.3 - 0.2 * p)
+    assert list(failing(KL_RUN, asked)) == ["actor_moves"]
+    # nor where it asks for what no policy can do: 1000 nats of 32 dimensions
+    assert list(failing(replace(KL_RUN, target_kl=1000.0), asked)) == ["target_kl"]
 
 
 def test_updates_on_less_than_a_batch_are_named():
