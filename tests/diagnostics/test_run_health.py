@@ -219,5 +219,11 @@ def test_stage0_needs_success_a_flow_that_fits_and_a_bounded_critic():
     }  # fmt: skip
 
 
+def test_dense_rewards_teach_without_success():
+    summary = {"demonstration_success": 0.0}
+    assert list(failing(Stage0Config(), [], summary)) == ["demonstrations"]
+    assert not failing(Stage0Config(reward_mode="dense"), [], summary)
+
+
 def test_quarters_are_medians_in_order():
     assert quarters([{"x": value} for value in (1, 2, 3, 10, 20, 30, 5, 6)], "x") == [1.5, 6.5, 25, 5.5]
