@@ -32,6 +32,8 @@ SIGMA_MAX_ENTROPY = 0.5 * math.log(2 * math.pi * math.e) + 1.0
 """Nats per dimension of the widest Gaussian that the latent policy can be (log sigma = 1)."""
 STILL, ALPHA_MOVED = 1.3, 1.5
 """Factor between the quarters' KL below which a policy has not moved, though alpha did by that other factor."""
+LARGEST_STEP = 0.1
+"""Share of a weight's initial range that one step of Adam may be."""
 LEAST_BATCHES = 10
 """Batches that a full buffer holds at least."""
 RECENT = 4
@@ -67,6 +69,7 @@ def check_stage2(config: Stage2Config, rows: Sequence[Row]) -> list[Verdict]:
         warmup(config, rows),
         buffer(config, rows),
         utd_effective(config, rows),
+        learning_rates(config, rows),
         success(evaluations),
     ]
 
@@ -320,6 +323,23 @@ def utd_effective(config: Stage2Config, rows: Sequence[Row]) -> Verdict:
     ok = abs(owed) <= config.utd_ratio * config.num_envs + 1
     text = f"{number(last['utd_effective'])}, {owed:.0f} gradient steps owed"
     return judge("utd_effective", ok, text, expected, "report it: the learner does not keep up", owed=owed)
+
+
+def learning_rates(config: Stage2Config, rows: Sequence[Row]) -> Verdict:
+    """No step of Adam, which moves a weight by about the learning rate, is as large as the weights begin.
+
+    Weights of a layer with h inputs begin within ``1 / sqrt(h)``.
+    """
+    widths = {"critic_lr": config.critic_hidden_dims, "actor_lr": config.actor_hidden_dims}
+    most = {name: LARGEST_STEP / math.sqrt(max(dims)) for name, dims in widths.items()}
+    expected = ", ".join(f"{name} at most {number(value)}" for name, value in most.items())
+    if not rows:
+        return too_early("learning_rates", expected, 0, 1)
+    rates = {"critic_lr": config.critic_lr, "actor_lr": config.actor_lr}
+    too_large = [name for name, rate in rates.items() if rate > most[name]]
+    text = ", ".join(f"{name} {number(rate)}" for name, rate in rates.items())
+    remedy = " and ".join(f"reduce {name}" for name in too_large)
+    return judge("learning_rates", not too_large, text, expected, remedy, **rates)
 
 
 def success(evaluations: Sequence[Row]) -> Verdict:

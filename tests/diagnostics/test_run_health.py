@@ -36,7 +36,7 @@ EVALUATIONS = [
 def test_a_healthy_stage2_passes_every_check_and_fails_none_on_the_way(config, course):
     rows = stage2_rows(**course)
     found = verdicts(config, [*rows, *EVALUATIONS])
-    assert len(found) == 11 and all(verdict.ok is True for verdict in found.values()), found
+    assert len(found) == 12 and all(verdict.ok is True for verdict in found.values()), found
     assert not any(verdict.remedy for verdict in found.values())
     for count in range(len(rows)):
         assert not failing(config, rows[:count]), count
@@ -175,6 +175,15 @@ def test_gradient_steps_that_the_last_vector_step_earned_are_no_fault():
     row = {**stage2_rows(6)[-1], "gradient_steps": 5460, "utd_effective": 9.1}
     assert not failing(replace(KL_RUN, num_envs=64), [row])
     assert list(failing(replace(KL_RUN, num_envs=4), [row])) == ["utd_effective"]
+
+
+def test_steps_as_large_as_weights_are_named():
+    # 0.1 / sqrt(256) = 0.00625 for widths of 256; the widest layer counts
+    assert not failing(replace(KL_RUN, critic_lr=0.0062, actor_lr=0.0062), stage2_rows(1))
+    assert failing(replace(KL_RUN, critic_lr=0.03), stage2_rows(1)) == {"learning_rates": "reduce critic_lr"}
+    wide = replace(KL_RUN, critic_lr=0.0062, actor_lr=0.0063, critic_hidden_dims=(64, 1024))
+    assert failing(wide, stage2_rows(1)) == {"learning_rates": "reduce critic_lr and reduce actor_lr"}
+    assert not failing(replace(KL_RUN, critic_lr=0.0124, critic_hidden_dims=(64, 64)), stage2_rows(1))
 
 
 def test_success_that_has_fallen_is_named():
