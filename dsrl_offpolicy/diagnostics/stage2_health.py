@@ -18,6 +18,7 @@ from dsrl_offpolicy.diagnostics.verdict import (
     range_of_returns,
     too_early,
 )
+from dsrl_offpolicy.models.latent_policy import LOG_SIGMA_MAX
 
 EXPLODING_Q = "reduce critic_lr, increase tau"
 NO_LEARNING = "increase warmup_steps, check that the buffer is filling"
@@ -28,8 +29,8 @@ COSTLIEST_NAT = 0.1
 """Share of the range of returns that one nat of the regulariser may cost at most."""
 MOST_KL, LEAST_ENTROPY = 3.0, -1.5
 """Nats per latent dimension, of a Gaussian as narrow as sigma = 0.05: hardly any noise is left to explore with."""
-SIGMA_MAX_ENTROPY = 0.5 * math.log(2 * math.pi * math.e) + 1.0
-"""Nats per dimension of the widest Gaussian that the latent policy can be (log sigma = 1)."""
+WIDEST_ENTROPY = 0.5 * math.log(2 * math.pi * math.e) + LOG_SIGMA_MAX
+"""Nats per dimension of the widest Gaussian that the latent policy can be."""
 STILL, ALPHA_MOVED = 1.3, 1.5
 """Factor between the quarters' KL below which a policy has not moved, though alpha did by that other factor."""
 LARGEST_STEP = 0.1
@@ -50,12 +51,13 @@ MOVED_KL = 1e-3
 """Nats from the prior below which a policy is the prior."""
 
 CRITIC = ("gradient_steps", "env_steps", "macro_steps", "td_error", "q_mean", "utd_effective", "buffer_size")
+EVALUATION = ("success_once", "success_once_low", "success_once_high")
 ACTOR = (*CRITIC, "actor_loss", "alpha", "entropy", "kl")
 
 
 def check_stage2(config: Stage2Config, rows: Sequence[Row]) -> list[Verdict]:
     """The verdicts on the rows of a run so far."""
-    evaluations = [row for row in rows if "success_once_low" in row]
+    evaluations = [row for row in rows if all(name in row for name in EVALUATION)]
     rows = [row for row in rows if all(name in row for name in CRITIC)]
     acting = _acting(rows)
     return [
@@ -166,7 +168,7 @@ def q_mean(config: Stage2Config, rows: Sequence[Row]) -> Verdict:
 
 
 def td_error(config: Stage2Config, rows: Sequence[Row]) -> Verdict:
-    """The TD error falls or stays, or is small against what a macro-step brings."""
+    """The TD error falls, or grows no more than Q does while it leaves 0."""
     expected = f"last quarter at most {TD_GROWTH:g} times the first"
     if len(rows) < ENOUGH_ROWS:
         return too_early("td_error", expected, len(rows))
@@ -177,8 +179,7 @@ def td_error(config: Stage2Config, rows: Sequence[Row]) -> Verdict:
 
 
 def alpha(config: Stage2Config, rows: Sequence[Row]) -> Verdict:
-    """One nat may not cost more than a tenth of what can be earned; and a temperature that rises must bring the
-    regulariser's cost down."""
+    """One nat may not cost more than a tenth of what can be earned."""
     name = "target_kl" if config.regularizer == "kl" else "target_entropy"
     bounds = range_of_returns(config.reward_mode, config.reward_scale, config.gamma)
     earned = (
@@ -207,7 +208,7 @@ def target(config: Stage2Config, rows: Sequence[Row]) -> Verdict:
     else:
         value = -0.5 * dim if config.target_entropy == "auto" else config.target_entropy
         box = math.log(2 * config.action_magnitude)
-        low, high = LEAST_ENTROPY * dim, min(box, SIGMA_MAX_ENTROPY) * dim
+        low, high = LEAST_ENTROPY * dim, min(box, WIDEST_ENTROPY) * dim
     expected = f"above {number(low)} and below {number(high)} nats, of {dim} dimensions"
     return judge(
         name, low < value < high, number(value), expected, f"check {name}", value=value, low=low, high=high
