@@ -27,6 +27,9 @@ LEAST_EFFECTIVE = 0.1
 NLL_RISE = 0.05
 """Share by which the likelihood loss may rise."""
 
+STAGE0_METRICS = ("q_mean", "flow_loss")
+STAGE1_METRICS = ("eff_num", "corr_A_logprob", "nll_loss", "kl_loss")
+
 
 def check_run(config: StageConfig, rows: Sequence[Row], summary: Mapping[str, Any]) -> list[Verdict]:
     """The verdicts on a run of any stage.
@@ -45,13 +48,13 @@ def check_run(config: StageConfig, rows: Sequence[Row], summary: Mapping[str, An
 
 def check_stage0(config: Stage0Config, rows: Sequence[Row], summary: Mapping[str, Any]) -> list[Verdict]:
     """Demonstrations that succeed, a flow that fits them, a critic within the range of returns."""
-    rows = [row for row in rows if "q_mean" in row and "flow_loss" in row]
+    rows = [row for row in rows if all(name in row for name in STAGE0_METRICS)]
     return [_demonstrations(config, summary), _flow_loss(rows), _stage0_q(config, rows)]
 
 
 def check_stage1(config: Stage1Config, rows: Sequence[Row], summary: Mapping[str, Any]) -> list[Verdict]:
     """The seed's check of E[Q], and what training it shows."""
-    rows = [row for row in rows if "corr_A_logprob" in row]
+    rows = [row for row in rows if all(name in row for name in STAGE1_METRICS)]
     return [
         _policy_above_prior(summary),
         _eff_num(config, rows),

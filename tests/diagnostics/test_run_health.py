@@ -234,5 +234,14 @@ def test_dense_rewards_teach_without_success():
     assert not failing(Stage0Config(reward_mode="dense"), [], summary)
 
 
+def test_rows_without_a_metric_are_passed_over():
+    for config, rows in ((KL_RUN, stage2_rows(2)), (STAGE1_RUN, stage1_rows(2))):
+        for name in rows[0]:
+            check_run(config, [rows[0], {k: v for k, v in rows[1].items() if k != name}], {})
+    without_actor = [{k: v for k, v in row.items() if k != "kl"} for row in stage2_rows(10)]
+    found = verdicts(KL_RUN, without_actor)
+    assert found["actor_moves"].ok is None and found["td_error"].ok is True
+
+
 def test_quarters_are_medians_in_order():
     assert quarters([{"x": value} for value in (1, 2, 3, 10, 20, 30, 5, 6)], "x") == [1.5, 6.5, 25, 5.5]
