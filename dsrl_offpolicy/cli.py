@@ -23,7 +23,10 @@ COMMANDS = {
 TOOLS = {
     "compare": ("dsrl_offpolicy.train.compare", "RUN_DIR...: Stage 2 over seeds, groups of runs with intervals"),
     "checkpoint": ("dsrl_offpolicy.train.inspect_checkpoint", "inspect FILE: what a checkpoint holds"),
-    "doctor": ("dsrl_offpolicy.train.doctor", "env: whether an environment works here, its spaces and speed"),
+    "doctor": (
+        "dsrl_offpolicy.train.doctor",
+        "RUN_DIR: whether a run is healthy; env: whether an environment works here",
+    ),
 }
 """Commands that are no job: they leave no run folder."""
 

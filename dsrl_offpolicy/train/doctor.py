@@ -1,10 +1,13 @@
-"""``dsrl doctor env --env_id ID``: whether an environment works on this machine, its spaces and its speed."""
+"""``dsrl doctor RUN_DIR``: whether a run is healthy. ``dsrl doctor env --env_id ID``: whether an environment works
+on this machine, its spaces and its speed."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,8 +15,12 @@ from rich.table import Table
 
 from dsrl_offpolicy.configs.jobs import DoctorEnvConfig
 from dsrl_offpolicy.diagnostics.environment import examine_environment
+from dsrl_offpolicy.diagnostics.run_folder import RunFolder, read_run
+from dsrl_offpolicy.diagnostics.run_health import check_run
+from dsrl_offpolicy.diagnostics.verdict import Verdict
 from dsrl_offpolicy.envs.simulators import simulator_of
 from dsrl_offpolicy.envs.spec import EnvSpec
+from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.train.wiring import command
 
 
@@ -54,16 +61,66 @@ def _text(value: Any) -> str:
 examine = command(DoctorEnvConfig, "doctor_env.yaml", "dsrl doctor env")(run)
 
 
+USAGE = """usage: dsrl doctor RUN_DIR [--json]
+       dsrl doctor env --env_id ID [--control_mode MODE] [--flags]
+
+RUN_DIR is the run folder of Stage 0, 1 or 2, at its end or not, or of a quickstart.
+Exit status: 0 where no check fails, 1 where one does, 2 where the folder cannot be read."""
+SHOWN = {True: "pass", False: "FAIL", None: "-"}
+
+
+def check(path: Path, *, as_json: bool) -> int:
+    """Print the verdicts on a run folder. Returns the exit status.
+
+    Raises:
+        InputError: no run folder, or one that cannot be read.
+    """
+    checked = [(run, check_run(run.config, run.rows, run.summary)) for run in read_run(path)]
+    failed = sum(verdict.ok is False for _, verdicts in checked for verdict in verdicts)
+    if as_json:
+        runs = [
+            {"path": str(run.path), "stage": run.stage, "verdicts": [asdict(verdict) for verdict in verdicts]}
+            for run, verdicts in checked
+        ]
+        print(json.dumps({"healthy": failed == 0, "runs": runs}, indent=2))
+    else:
+        for run, verdicts in checked:
+            _print_verdicts(run, verdicts)
+        print(f"{failed} check(s) fail" if failed else "no check fails")
+    return 1 if failed else 0
+
+
+def _print_verdicts(run: RunFolder, verdicts: Sequence[Verdict]) -> None:
+    state = "at its end" if run.summary else "not at its end"
+    table = Table(title=f"{run.stage}, {state}: {run.path}", title_justify="left", show_lines=True)
+    failing = any(verdict.ok is False for verdict in verdicts)
+    for column in ("check", "", "found", "expected", *(["remedy"] if failing else [])):
+        table.add_column(column)
+    for verdict in verdicts:
+        cells = [verdict.name, SHOWN[verdict.ok], verdict.found, verdict.expected]
+        table.add_row(*cells, *([verdict.remedy] if failing else []), style="red" if verdict.ok is False else None)
+    Console(width=None if sys.stdout.isatty() else 110, markup=False, highlight=False).print(table)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """``dsrl doctor env [--flags]``; returns the exit status."""
+    """``dsrl doctor RUN_DIR [--json]`` or ``dsrl doctor env [--flags]``; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: dsrl doctor env --env_id ID [--control_mode MODE] [--flags]")
+        print(USAGE)
         return 0 if arguments else 2
-    if arguments[0] != "env":
-        print(f"dsrl doctor: error: expected 'env', got {arguments[0]!r}", file=sys.stderr)
+    if arguments[0] == "env":
+        return examine(arguments[1:])
+    try:
+        folders = [argument for argument in arguments if argument != "--json"]
+        unknown = [argument for argument in folders if argument.startswith("-")]
+        if unknown:
+            raise InputError(f"unknown flag {unknown[0]}; valid: --json")
+        if len(folders) != 1:
+            raise InputError(f"RUN_DIR: expected one run folder (or 'env'), got {' '.join(folders) or 'none'}")
+        return check(Path(folders[0]).expanduser(), as_json="--json" in arguments)
+    except InputError as error:
+        print(f"dsrl doctor: error: {error}", file=sys.stderr)
         return 2
-    return examine(arguments[1:])
 
 
 if __name__ == "__main__":

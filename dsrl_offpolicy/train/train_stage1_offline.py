@@ -16,6 +16,7 @@ from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
 from dsrl_offpolicy.checkpoint import file_digest
 from dsrl_offpolicy.configs.jobs import Stage1Config
 from dsrl_offpolicy.demos.windows import cut_windows, split_episodes
+from dsrl_offpolicy.diagnostics.live import HealthMonitor
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, summarise
@@ -110,6 +111,7 @@ class Stage1:
 
     def _loop(self, run: OfflineRun, pool: CandidatePool | None, env: gym.vector.VectorEnv | None) -> None:
         config, total = self.config, self.config.total_iters
+        health = HealthMonitor(config, run.tracker.path)
         with ProgressReport("stage1", total, "gradient steps") as progress:
             while True:
                 if env is not None and self._evaluation_due():
@@ -124,6 +126,7 @@ class Stage1:
                 self.step += 1
                 if self.step % config.log_freq == 0 or self.step == total:
                     row = run.tracker.log(metrics, {"gradient_steps": self.step})
+                    health.observe({"gradient_steps": self.step, **row})
                     shown = ("nll_loss", "kl_loss", "eff_num", "corr_A_logprob")
                     progress.report(self.step, {name: row[name] for name in shown})
 

@@ -19,6 +19,7 @@ from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
 from dsrl_offpolicy.configs.jobs import Stage2Config
 from dsrl_offpolicy.contracts import LatentSource, MacroBatch
+from dsrl_offpolicy.diagnostics.live import HealthMonitor
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import EvaluationSummary, evaluation_seeds, run_episodes, summarise
@@ -99,6 +100,7 @@ class Stage2:
             Interruption() as stop,
             snapshot_of_non_finite(folder, self._snapshot),
         ):
+            self.health = HealthMonitor(config, folder)
             self._compile()
             env = make_vector_env(self.env_spec, config.num_envs)
             evaluation_spec = base_env_spec(self.base.spec, config, end_on_success=config.eval_end_on_success)
@@ -233,8 +235,10 @@ class Stage2:
             "utd_effective": counters.utd_effective,
             "buffer_size": len(self.buffer),
             "lost_macro_steps": counters.lost_macro_steps,
+            "latent_dim": self.agent.layout.dim,
         }
         row = tracker.log({**metrics, **training, **rates}, self._axes(), "train")
+        self.health.observe({**self._axes(), **row})
         shown = {"success": row["train_success"], "q_mean": row["q_mean"], "alpha": row.get("alpha", "-")}
         shown |= {"env/s": rates["env_steps_per_s"], "grad/s": rates["gradient_steps_per_s"]}
         progress.report(counters.env_steps, shown)
@@ -258,6 +262,7 @@ class Stage2:
             "length": summary.length.value,
         }
         tracker.log(row, self._axes(), "eval")
+        self.health.observe({**self._axes(), **row})
         self.evaluations.append({**self._axes(), **row})
         if row["success_once"] >= self.best:
             self.best = row["success_once"]

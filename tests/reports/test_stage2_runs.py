@@ -14,8 +14,8 @@ from dsrl_offpolicy.reports.stage2_runs import Stage2Run, differing_settings, gr
 
 TOLD_APART_BY_NOTHING = {
     "seed", "out", "resume", "device", "torch_threads", "track", "wandb_project", "log_freq", "save_freq",
-    "compile", "render_backend", "eval_freq", "eval_episodes", "awsc_checkpoint", "stage1_checkpoint",
-    "total_timesteps",
+    "compile", "render_backend", "env_timeout", "eval_freq", "eval_episodes", "awsc_checkpoint",
+    "stage1_checkpoint", "total_timesteps",
 }  # fmt: skip
 """Checkpoints where every seed has its own, and total_timesteps where the learning rates stay."""
 
