@@ -100,7 +100,8 @@ def print_table(out: Path, seeds: range) -> None:
         cells = []
         for which in (0, 1):
             counts = Counter(name for checks in found for name in checks[which])
-            cells.append(", ".join(f"{name} ({count})" for name, count in counts.most_common()) or "none")
+            ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+            cells.append(", ".join(f"{name} ({count})" for name, count in ranked) or "none")
         print(f"| {case} | {len(seeds)} | {' | '.join(cells)} |")
 
 

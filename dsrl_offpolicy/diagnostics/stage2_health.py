@@ -31,8 +31,11 @@ MOST_KL, LEAST_ENTROPY = 3.0, -1.5
 """Nats per latent dimension, of a Gaussian as narrow as sigma = 0.05: hardly any noise is left to explore with."""
 WIDEST_ENTROPY = 0.5 * math.log(2 * math.pi * math.e) + LOG_SIGMA_MAX
 """Nats per dimension of the widest Gaussian that the latent policy can be."""
-STILL, ALPHA_MOVED = 1.3, 1.5
-"""Factor between the quarters' KL below which a policy has not moved, though alpha did by that other factor."""
+STILL, PROGRESS, ALPHA_MOVED = 1.6, 0.05, 1.5
+"""A policy is still whose KL changed by less than that factor and that share of the way to its target, though
+alpha did by that other factor."""
+NEAR = 0.3
+"""Share of its target within which the regulariser's cost is at it."""
 LARGEST_STEP = 0.1
 """Share of a weight's initial range that one step of Adam may be."""
 LEAST_BATCHES = 10
@@ -251,40 +254,37 @@ def _entropy(config: Stage2Config, rows: Sequence[Row]) -> Verdict:
 
 
 def actor_moves(config: Stage2Config, rows: Sequence[Row]) -> Verdict:
-    """A policy that stays the prior has not moved; nor has one whose KL to the prior stays what it was while the
-    temperature moves, unless it is where the temperature wants it or the temperature wants what cannot be.
+    """A policy that stays the prior has not moved; nor has one whose KL to the prior stays about what it was while
+    the temperature moves to bring it elsewhere.
 
     The KL of a batch varies with its states, so that of a frozen actor is not one number: quarters are compared.
+    With a fixed temperature nothing says where the policy should be, and only one that stays the prior is named.
     """
-    expected = f"kl to the prior changes by more than a factor {STILL:g}, or the regulariser's target is met"
+    expected = "kl to the prior follows where the temperature wants it"
     if len(rows) < ENOUGH_ROWS:
         return too_early("actor_moves", expected, len(rows))
     course, alphas = quarters(rows, "kl"), [max(value, 1e-12) for value in quarters(rows, "alpha")]
     is_prior = max(row["kl"] for row in rows) < MOVED_KL
-    answered = max(course) >= STILL * min(course) or _at_target(config, rows)
-    asked = not config.learn_temperature or max(alphas) >= ALPHA_MOVED * min(alphas)
-    asked = asked and target(config, rows).ok is not False
-    ok = not is_prior and (answered or not asked)
+    asked = max(alphas) >= ALPHA_MOVED * min(alphas) and target(config, rows).ok is not False
+    moved = max(course) - min(course)
+    still = max(course) < STILL * min(course) and moved < PROGRESS * _distance_to_target(config, rows)
     text = f"kl {number(course[0])} -> {number(course[3])}, alpha {number(alphas[0])} -> {number(alphas[3])}"
     remedy = "the actor is frozen: check actor_lr and actor_update_every"
+    ok = not is_prior and not (asked and still)
     return judge("actor_moves", ok, text, expected, remedy, first=course[0], last=course[3])
 
 
-def _at_target(config: Stage2Config, rows: Sequence[Row]) -> bool:
-    """Whether a learned temperature has brought the regulariser's cost to about where it should be."""
-    if not config.learn_temperature:
-        return False
-    if config.regularizer == "kl":
-        wanted = config.target_kl
-    elif config.target_entropy != "auto":
-        wanted = -config.target_entropy
-    else:
+def _distance_to_target(config: Stage2Config, rows: Sequence[Row]) -> float:
+    """Nats from the regulariser's cost now to where a learned temperature wants it; 0 where it is about there, or
+    where that is not known."""
+    wanted = config.target_kl
+    if config.regularizer == "entropy":
         dim = _latent_dim(rows)
-        if dim is None:
-            return False
-        wanted = 0.5 * dim
-    last = statistics.median(cost(config, row) for row in rows[-ENOUGH_ROWS:])
-    return abs(last - wanted) <= (STILL - 1) * abs(wanted)
+        if config.target_entropy == "auto" and dim is None:
+            return 0.0
+        wanted = 0.5 * (dim or 0) if config.target_entropy == "auto" else -config.target_entropy
+    distance = abs(statistics.median(cost(config, row) for row in rows[-ENOUGH_ROWS:]) - wanted)
+    return 0.0 if distance <= NEAR * abs(wanted) else distance
 
 
 def warmup(config: Stage2Config, rows: Sequence[Row]) -> Verdict:

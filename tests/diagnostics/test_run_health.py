@@ -141,7 +141,9 @@ def test_an_entropy_without_noise_left_has_collapsed():
 
 def test_a_policy_that_stands_where_the_temperature_wants_it_is_not_frozen():
     assert not failing(KL_RUN, stage2_rows(kl=lambda p: 9.8 + 0.4 * p))
-    assert "actor_moves" in failing(replace(KL_RUN, learn_temperature=False), stage2_rows(kl=10.0))
+    fixed = replace(KL_RUN, learn_temperature=False)  # which does not say where the policy should be
+    assert not failing(fixed, stage2_rows(kl=3.0, alpha=0.2))
+    assert list(failing(fixed, stage2_rows(kl=0.0, alpha=0.2))) == ["actor_moves"]
     at_target = {"kl": 60.0, "entropy": -15.0, "alpha": lambda p: 0.1 - 0.08 * p}  # the target is -16
     assert not failing(ENTROPY_RUN, stage2_rows(**at_target))
     assert list(failing(ENTROPY_RUN, stage2_rows(**{**at_target, "entropy": 10.0}))) == ["actor_moves"]
@@ -152,6 +154,10 @@ def test_a_kl_that_stays_is_no_fault_before_the_temperature_has_asked_for_anothe
     assert not failing(KL_RUN, stage2_rows(kl=0.3, alpha=lambda p: 0.3 - 0.08 * p))
     asked = stage2_rows(kl=0.3, alpha=lambda p: 0.3 - 0.2 * p)
     assert list(failing(KL_RUN, asked)) == ["actor_moves"]
+    # on its way: from 1 by a factor 1.5 only, but by 0.375 of the 8.6 nats to the target from quarter to quarter
+    assert not failing(KL_RUN, stage2_rows(kl=lambda p: 1 + 0.6 * p))
+    # of a target further away that is less than a twentieth, but from 0.2 nats more than a factor 1.6
+    assert not failing(replace(KL_RUN, target_kl=50.0), stage2_rows(kl=lambda p: 0.2 + 0.3 * p))
     # nor where it asks for what no policy can do: 1000 nats of 32 dimensions
     assert list(failing(replace(KL_RUN, target_kl=1000.0), asked)) == ["target_kl"]
 
