@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from dsrl_offpolicy.evaluation.intervals import Interval, wilson_interval
-from dsrl_offpolicy.reports.curves import plot_success, read_metrics
+from dsrl_offpolicy.metrics_file import read_metrics
+from dsrl_offpolicy.reports.curves import plot_success
 
 TASK = "LiftPegUpright-v1"
 WIDTHS = "--actor_hidden_dims 128 128 128 --critic_hidden_dims 128 128 128"

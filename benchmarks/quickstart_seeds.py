@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from dsrl_offpolicy.evaluation.intervals import Interval
-from dsrl_offpolicy.reports.curves import plot_success, read_metrics
+from dsrl_offpolicy.metrics_file import read_metrics
+from dsrl_offpolicy.reports.curves import plot_success
 from dsrl_offpolicy.train import quickstart
 
 ROWS = {

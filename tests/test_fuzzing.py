@@ -31,7 +31,7 @@ from dsrl_offpolicy.configs.jobs import Stage2Config
 from dsrl_offpolicy.configs.loading import parse_job, to_plain
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.formats import FORMAT_VERSION
-from dsrl_offpolicy.reports.curves import read_metrics
+from dsrl_offpolicy.metrics_file import read_metrics
 from dsrl_offpolicy.tracking import Run
 from dsrl_offpolicy.train import inspect_checkpoint
 from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints

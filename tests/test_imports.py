@@ -19,7 +19,7 @@ PACKAGE = Path(dsrl_offpolicy.__file__).parent
 LEVELS = [
     {"errors"},
     {"plain"},
-    {"configs", "contracts", "formats", "seeding"},
+    {"configs", "contracts", "formats", "metrics_file", "seeding"},
     {"checkpoint", "tracking"},
     {"models", "buffers", "demos", "envs"},
     {"base_policies"},

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dsrl_offpolicy.diagnostics.run_folder import StageConfig, read_rows
+from dsrl_offpolicy.diagnostics.run_folder import StageConfig
 from dsrl_offpolicy.diagnostics.run_health import check_run
 from dsrl_offpolicy.diagnostics.verdict import Row, Verdict
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.metrics_file import read_metrics
 
 EVERY_ROWS = 50
 """Rows after which a verdict that still fails is told again."""
@@ -30,7 +31,7 @@ class HealthMonitor:
         self._next = 0
         if folder is not None:
             try:
-                self._rows = read_rows(folder)
+                self._rows = [*read_metrics(folder)]
             except InputError as error:
                 print(f"note: the live checks begin anew: {error}", file=sys.stderr)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config, Stage2Config
 from dsrl_offpolicy.configs.loading import override, read_settings
-from dsrl_offpolicy.diagnostics.verdict import Row, is_finite_number
+from dsrl_offpolicy.diagnostics.verdict import Row
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.metrics_file import json_object, read_metrics
 
 StageConfig = Stage0Config | Stage1Config | Stage2Config
 
@@ -38,7 +39,7 @@ class RunFolder:
     path: Path
     stage: str
     config: StageConfig
-    rows: list[Row]
+    rows: Sequence[Row]
     summary: dict[str, Any]
 
 
@@ -62,30 +63,8 @@ def read_run(path: Path) -> list[RunFolder]:
     for setting, (stage, job, shipped) in STAGES.items():
         if setting in settings:
             config: StageConfig = override(job, shipped, settings, str(settings_file))
-            return [RunFolder(path, stage, config, read_rows(path), _summary(path))]
+            return [RunFolder(path, stage, config, read_metrics(path), _summary(path))]
     raise InputError(f"RUN_DIR: expected a run of Stage 0, 1 or 2 or a quickstart, {settings_file} is of none")
-
-
-def read_rows(folder: Path) -> list[Row]:
-    """The rows of ``metrics.jsonl``. The last line of a run that was killed may be torn, and is left out.
-
-    Raises:
-        InputError: there is no such file, or another line is no JSON object of finite numbers.
-    """
-    path = folder / "metrics.jsonl"
-    try:
-        lines = path.read_text().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: expected rows of metrics, got: {error}") from error
-    rows: list[Row] = []
-    # What follows the last end of a line is nothing, or the torn one.
-    for number, line in enumerate(lines[:-1], start=1):
-        row = _json_object(line, f"{path}, line {number}")
-        for name, value in row.items():
-            if not is_finite_number(value):
-                raise InputError(f"{path}, line {number}: {name}: expected a finite number, got {str(value)[:40]}")
-        rows.append(row)
-    return rows
 
 
 def _summary(folder: Path) -> dict[str, Any]:
@@ -93,16 +72,6 @@ def _summary(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return _json_object(path.read_text(), str(path))
+        return json_object(path.read_text(), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: expected JSON, got: {error}") from error
-
-
-def _json_object(text: str, where: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: expected JSON, got: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{where}: expected a JSON object, got {type(content).__name__}")
-    return content

@@ -2,38 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.intervals import Interval
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's ``metrics.jsonl``. A last line that a killed run left unfinished is no row.
-
-    Raises:
-        InputError: no such file, or lines that are no rows.
-    """
-    path = folder / "metrics.jsonl"
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: expected rows of metrics, got: {error}") from error
-    rows = []
-    lines = text.split("\n")
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        elif number < len(lines):  # what follows the last line break is nothing, or the beginning of a row
-            raise InputError(f"{path}: expected a row of metrics in line {number}, got {line[:40]!r}")
-    return rows
+from dsrl_offpolicy.metrics_file import read_metrics
 
 
 def plot_success(

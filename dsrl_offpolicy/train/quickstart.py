@@ -24,6 +24,7 @@ from dsrl_offpolicy.configs.jobs import (
 from dsrl_offpolicy.configs.loading import override
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.intervals import Interval
+from dsrl_offpolicy.metrics_file import read_metrics
 from dsrl_offpolicy.reports.curves import plot_stage2_run
 from dsrl_offpolicy.tracking import Run, create_run_folder
 from dsrl_offpolicy.train import (
@@ -157,17 +158,11 @@ def _note_done(tracker: Run, stages: int) -> None:
 def _logs_so_far(folder: Path) -> dict[str, Any]:
     """Where the quickstart's own logs stand: a row for each stage that is done, and the minutes that went into
     these and into the one that was interrupted."""
-    rows = _whole_rows(folder)
-    interrupted = ("demos", "stage0", "stage1", "stage2", "eval")[len(rows)]
-    last = [found[-1]["minutes"] for found in (rows, _whole_rows(folder / interrupted)) if found]
+    rows = read_metrics(folder)
+    interrupted = folder / ("demos", "stage0", "stage1", "stage2", "eval")[len(rows)]
+    inner = read_metrics(interrupted) if (interrupted / "metrics.jsonl").is_file() else []
+    last = [found[-1]["minutes"] for found in (rows, inner) if found]
     return {"minutes": sum(last), "rows": len(rows), "step": len(rows), "wandb_id": None}
-
-
-def _whole_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics; a kill may have cut the last one."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _conclude(

@@ -1,0 +1,50 @@
+"""``metrics.jsonl`` of a run folder, as it is read: a JSON object of finite numbers a line."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.plain import fits, shown
+
+NAME = "metrics.jsonl"
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run. What a killed run left of a last line, without its end, is no row.
+
+    Raises:
+        InputError: no such file, or another line that is no JSON object of finite numbers.
+    """
+    path = folder / NAME
+    try:
+        lines = path.read_text().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected rows of metrics, got: {error}") from error
+    return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines[:-1], start=1)]
+
+
+def _row(line: str, where: str) -> dict[str, Any]:
+    row = json_object(line, where)
+    for name, value in row.items():
+        if not fits(value, float) or not math.isfinite(value):
+            raise InputError(f"{where}: {name}: expected a finite number, got {shown(value)}")
+    return row
+
+
+def json_object(text: str, where: str) -> dict[str, Any]:
+    """What a text of JSON holds.
+
+    Raises:
+        InputError: no JSON, or no object.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: expected JSON, got: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{where}: expected a JSON object, got {type(content).__name__}")
+    return content
