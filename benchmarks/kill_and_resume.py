@@ -32,10 +32,10 @@ from dsrl_offpolicy.train import generate_demos, pretrain_stage0
 from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
 
 TASK = "reach-v3"
-TOTAL, SAVE_FREQ, VECTOR_STEP = 6400, 200, 2 * 8
-"""Env steps: of the run, between saves, and of one step of all environments (2 of 8 env steps)."""
+PER_KILL, SAVE_FREQ, VECTOR_STEP = 400, 200, 2 * 8
+"""Env steps: of the run for every kill, between saves, and of one step of all environments (2 of 8 env steps)."""
 FLAGS = (
-    f"--env_id {TASK} --total_timesteps {TOTAL} --warmup_steps 192 --utd_ratio 2 --batch_size 8 --log_freq 4 "
+    f"--env_id {TASK} --warmup_steps 192 --utd_ratio 2 --batch_size 8 --log_freq 4 "
     "--eval_freq 1600 --eval_episodes 2 --num_envs 2 --train_episode_steps 36 --max_episode_steps 36 "
     f"--actor_hidden_dims 16 --critic_hidden_dims 16 --save_freq {SAVE_FREQ} --anneal_from 0.5"
 )
@@ -95,11 +95,13 @@ def kill(process: subprocess.Popen[str], folder: Path, begin: float, number: int
     if number % 4 == 3:
         moment, wait = "starting", rng.uniform(0.5, 8)
     else:
-        moment, wait = "training", rng.uniform(0, 0.5)
-        mark = env_steps(folder) + rng.randint(SAVE_FREQ, TOTAL // 15)
+        moment, wait = "training", rng.uniform(0, 0.2)
+        mark = env_steps(folder) + rng.randint(SAVE_FREQ, SAVE_FREQ + PER_KILL // 4)
         while env_steps(folder) < mark and process.poll() is None:
             time.sleep(0.005)
     time.sleep(wait)
+    if process.poll() is not None:
+        raise SystemExit(f"the run ended by itself before kill {number + 1}: {process.communicate()[1]}")
     seconds = time.monotonic() - begin
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -145,9 +147,10 @@ def main() -> int:
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as scratch:
         base, alone, folder = make_base(Path(scratch)), Path(scratch) / "alone", Path(scratch) / "killed"
-        finish(start(f"{FLAGS} --awsc_checkpoint {base} --out {alone}"))
+        settings = f"{FLAGS} --total_timesteps {PER_KILL * options.kills} --awsc_checkpoint {base}"
+        finish(start(f"{settings} --out {alone}"))
         kills: list[Kill] = []
-        command = f"{FLAGS} --awsc_checkpoint {base} --out {folder}"
+        command = f"{settings} --out {folder}"
         print("kill  while     s after start  env steps  in the checkpoint  lost  from")
         for number in range(options.kills):
             begin = time.monotonic()
