@@ -13,8 +13,9 @@ import sys
 def main() -> int:
     """Measure and print."""
     # Inside, as in the `dsrl` command: environment processes import the main module and need none of this.
-    from dsrl_offpolicy.configs.jobs import EvalConfig, SteeringConfig
+    from dsrl_offpolicy.configs.jobs import EvalConfig
     from dsrl_offpolicy.configs.loading import parse_job
+    from dsrl_offpolicy.configs.shared import SteeringConfig
     from dsrl_offpolicy.envs.vector import make_vector_env
     from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, summarise
     from dsrl_offpolicy.models.latent_policy import LatentPolicy

@@ -11,7 +11,7 @@ from published_files import Layout, published_content
 from tiny_worlds import TASK, TINY_STAGE1, TINY_WIDTHS
 
 from dsrl_offpolicy.base_policies.loading import DEFAULT_WEIGHTS, load_base_policy
-from dsrl_offpolicy.configs.jobs import BasePolicyConfig, SimulatorConfig
+from dsrl_offpolicy.configs.shared import BasePolicyConfig, SimulatorConfig
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.train.wiring import base_env_spec, load_base

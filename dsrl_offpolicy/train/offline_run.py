@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dsrl_offpolicy.checkpoint import UNFINISHED
-from dsrl_offpolicy.configs.jobs import OfflineConfig
+from dsrl_offpolicy.configs.shared import OfflineConfig
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.seeding import random_states
 from dsrl_offpolicy.tracking import Run

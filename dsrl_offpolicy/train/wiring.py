@@ -15,8 +15,8 @@ import torch
 
 from dsrl_offpolicy.base_policies.loading import load_base_policy
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, ShortcutFlowSpec
-from dsrl_offpolicy.configs.jobs import BasePolicyConfig, JobConfig, SimulatorConfig, SteeringConfig
 from dsrl_offpolicy.configs.loading import check_ranges, override, parse_job, read_settings
+from dsrl_offpolicy.configs.shared import BasePolicyConfig, JobConfig, SimulatorConfig, SteeringConfig
 from dsrl_offpolicy.envs.maniskill import DEFAULT_CONTROL_MODE
 from dsrl_offpolicy.envs.simulators import simulator_of
 from dsrl_offpolicy.envs.spec import EnvSpec

@@ -1,0 +1,123 @@
+"""Settings that several jobs have: each job's dataclass inherits the groups that it needs.
+
+Units stand in each field's comment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+SteerMode = Literal["full", "act_horizon", "repeat"]
+ObsMode = Literal["state", "rgb"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """What every job has."""
+
+    seed: int = 1
+    """Seeds networks, sampling, demonstrations and environments."""
+    out: Path | None = None
+    """Run folder, which must not exist yet. Default: runs/<job>-<env_id>-seed<seed>."""
+    device: str = "auto"
+    """Torch device; auto takes CUDA where there is one."""
+    torch_threads: int = 1
+    """Threads of the learner; every environment process has one of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackedConfig(JobConfig):
+    """What training jobs have besides."""
+
+    track: bool = False
+    """Also log to Weights & Biases (needs the extra `track`; offline where there is no login)."""
+    wandb_project: str = "dsrl_offpolicy"
+    """Weights & Biases project."""
+    log_freq: int = 500
+    """Gradient steps between two rows of metrics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumableConfig:
+    """What jobs have that go on after an interruption."""
+
+    resume: Path | None = None
+    """Run folder of an interrupted run to go on with, under its own settings; no other flag stands beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflineConfig(TrackedConfig, ResumableConfig):
+    """What training jobs on demonstrations have besides."""
+
+    save_freq: int = 1000
+    """Gradient steps between two saves of the whole run; 0 saves it only when it is stopped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatorConfig:
+    """Which environment, and how it is simulated."""
+
+    env_id: str = "pick-place-v3"
+    """A MetaWorld or ManiSkill task, or any Gymnasium id with a Box action space."""
+    max_episode_steps: int | None = None
+    """Env steps until truncation; default: the simulator's own limit."""
+    num_envs: int = 4
+    """Environments: a process each, or one batch on the GPU."""
+    control_mode: str | None = None
+    """ManiSkill's controller; default: that of the demonstrations or the base policy, else pd_ee_delta_pose."""
+    obs_mode: ObsMode | None = None
+    """State vectors, or rgb with ManiSkill's cameras; default: that of the demonstrations or the base policy."""
+    sim_backend: Literal["auto", "physx_cpu", "physx_cuda"] = "auto"
+    """ManiSkill's physics; auto takes the GPU where there is one."""
+    render_backend: Literal["auto", "cpu", "gpu", "none"] = "auto"
+    """What draws ManiSkill's images; auto follows sim_backend, and draws nothing for obs_mode state."""
+    image_size: tuple[int, int] | None = None
+    """Height and width of ManiSkill's images; default: those of the demonstrations or the base policy."""
+    robot_uids: str | None = None
+    """ManiSkill's robot; default: the task's own."""
+    env_timeout: float = 300.0
+    """Seconds that an environment process may take for one macro-step or reset; then it is replaced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(SimulatorConfig):
+    """How a policy is evaluated."""
+
+    eval_end_on_success: bool = False
+    """End evaluation episodes at the first success (faster; success_at_end then equals success_once)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringConfig:
+    """Shape of the latent policy."""
+
+    steer_mode: SteerMode = "full"
+    """Steer all rows of the noise, only the executed ones, or one repeated row."""
+    action_magnitude: float = 2.0
+    """b of w = b tanh(u / b); inf is the plain Gaussian."""
+    actor_hidden_dims: tuple[int, ...] = (256, 256, 256)
+    """Widths of the latent policy."""
+    critic_hidden_dims: tuple[int, ...] = (256, 256, 256)
+    """Widths of Q^W."""
+    num_critics: int = 2
+    """Heads of Q^W."""
+    critic_layer_norm: bool = True
+    """LayerNorm in Q^W."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BasePolicyConfig:
+    """The frozen base policy, and what a published checkpoint does not hold."""
+
+    awsc_checkpoint: Path | None = None
+    """Base policy and Q^A: a file of Stage 0, or a published AWSC checkpoint."""
+    weights: str = "ema_agent.velocity_net"
+    """Weights to take from a published checkpoint: {agent,ema_agent}.{velocity_net,velocity_net_ema}."""
+    obs_horizon: int | None = None
+    """Stacked frames, for published checkpoints, which do not hold it; default 2. Our own files know it."""
+    pred_horizon: int | None = None
+    """Rows of a chunk, for published checkpoints, which do not hold it; default 16. Our own files know it."""
+    act_horizon: int | None = None
+    """Rows that are executed, for published checkpoints; default what Q^A takes (8 in most). Our own know it."""
