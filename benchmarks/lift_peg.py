@@ -55,13 +55,13 @@ STAGE2 = (
 FROM_STAGE1 = {
     "state": "--init_critic --warmup_policy stage1 --stage1_checkpoint {stage1}",
     "rgb": "",
-    "rgb-wrist": "--init_critic --warmup_policy stage1 --stage1_checkpoint {stage1}",
+    "rgb-wrist": "",
 }
 """Stage 2 on images starts from the prior: Stage 1 had left nothing of the base's success there."""
 LENGTH = {
     "state": "--total_timesteps 40000 --eval_freq 5000 --eval_episodes 100",
     "rgb": "--total_timesteps 40000 --eval_freq 5000 --eval_episodes 50",
-    "rgb-wrist": "--total_timesteps 40000 --eval_freq 10000 --eval_episodes 50 --utd_ratio 20",
+    "rgb-wrist": "--total_timesteps 30000 --eval_freq 5000 --eval_episodes 50 --target_kl 5 --num_critics 4",
 }
 EVALUATION = {
     "state": "--episodes 100 --constants 8 --screening_episodes 10",
