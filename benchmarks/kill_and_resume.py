@@ -40,7 +40,7 @@ FLAGS = (
     f"--actor_hidden_dims 16 --critic_hidden_dims 16 --save_freq {SAVE_FREQ} --anneal_from 0.5"
 )
 WALL_CLOCK = ("minutes", "env_steps_per_s", "gradient_steps_per_s")
-COMPARED = ("policy", "training", "counters", "recent", "evaluations", "random")
+COMPARED = ("policy", "training", "counters", "recent", "random")
 
 
 @dataclass

@@ -114,6 +114,9 @@ def _check_sums(path: Path) -> None:
     """Raise where a record of torch's archive is not what its CRC-32 says: torch itself does not look at it."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            if any(r.compress_type != zipfile.ZIP_STORED for r in records):  # torch stores them; a bomb packs them
+                raise ValueError("its records are packed")
             damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"{damaged} is damaged")

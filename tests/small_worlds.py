@@ -5,8 +5,10 @@ By name for a command: ``small_worlds:NanReward-v0``, of the shapes of MetaWorld
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -85,6 +87,31 @@ class Broken(CountingEnv):
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         os._exit(7)
+
+
+class Unbuildable(CountingEnv):
+    """Dies where it is built in a process that another one started."""
+
+    def __init__(self, **settings: Any) -> None:
+        if multiprocessing.parent_process() is not None:
+            os._exit(7)
+        super().__init__(**settings)
+
+
+class Leaving(CountingEnv):
+    """Makes a file when it is closed."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(truncate_at=6)
+        self._path = path
+
+    def close(self) -> None:
+        Path(self._path).touch()
+
+
+def make_leaving(path: str) -> MacroStepEnv:
+    """One that says with a file that it was closed."""
+    return MacroStepEnv(Leaving(path), counting_spec())
 
 
 def make_counting(kind: type[CountingEnv]) -> MacroStepEnv:

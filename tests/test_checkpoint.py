@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,15 @@ def test_a_flipped_bit_in_a_weight_is_seen(file):
     content[content.index(torch.arange(3.0).numpy().tobytes()) + 5] ^= 1
     file.write_bytes(bytes(content))
     assert "cannot be read" in _refused(file)
+
+
+def test_packed_records_are_refused(file):
+    """torch stores records as they are; packed, 300 bytes can stand for 300 kB."""
+    with zipfile.ZipFile(file) as whole:
+        records = {info.filename: whole.read(info) for info in whole.infolist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in records.items():
+            packed.writestr(name, content)
+    assert "weights" in torch.load(file, weights_only=True)  # torch would take it
+    with pytest.raises(InputError, match="cannot be read"):
+        load_checkpoint(file, "stage1", "flag")

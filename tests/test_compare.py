@@ -330,7 +330,10 @@ BAD = {
         lambda: [write_run(Path("early"), [1, 2]), write_run(Path("late"), [1, 2], offset=500, seed=2)],
         ["early", "late", "100", "500"],
     ),
-    "no JSON": (lambda: _damaged("bad", f"{_row(1, 0.5)}\nrubbish\n{_row(3, 0.5)}\n"), ["line 2", "rubbish"]),
+    "no JSON": (
+        lambda: _damaged("bad", f"{_row(1, 0.5)}\nrubbish\n{_row(3, 0.5)}\n"),
+        ["line 2", "expected JSON"],
+    ),
     "no row": (lambda: _damaged("bad", f"[1]\n{_row(3, 0.5)}\n"), ["line 1"]),
     "no text": (lambda: _damaged("bad", "\n"), ["line 1"]),
     "a rate of 2": (lambda: _damaged("bad", _row(1, 2.0) + "\n"), ["success_once", "[0, 1]", "2.0"]),
@@ -339,6 +342,10 @@ BAD = {
     "env steps back": (lambda: _damaged("bad", f"{_row(5, 0.5)}\n{_row(5, 0.5)}\n"), ["env_steps", "5"]),
     "no env steps": (lambda: _damaged("bad", _row(None, 0.5) + "\n"), ["env_steps", "None"]),
     "a seed that is none": (lambda: [write_run(Path("x"), [1, 2], seed=[1])], ["config.yaml", "seed", "[1]"]),
+    "a setting without a name": (
+        lambda: _configured("1: 2\ntotal_timesteps: 9\n"),
+        ["config.yaml", "settings by name", "got 1"],
+    ),
     "no settings": (lambda: _configured("- 1\n"), ["config.yaml", "mapping"]),
     "out is a file": (lambda: ["q1-k1", "--out", "q1-k1/config.yaml"], ["--out", "q1-k1/config.yaml"]),
 }

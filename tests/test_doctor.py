@@ -140,3 +140,10 @@ def test_settings_of_a_run_that_an_earlier_version_wrote_take_todays_defaults(tm
     settings = {name: value for name, value in to_plain(KL_RUN).items() if name not in ("resume", "save_freq")}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     assert run_command(["doctor", folder]).status == 0
+
+
+def test_a_quickstart_without_a_stage_is_not_called_healthy(tmp_path, run_command):
+    (tmp_path / "config.yaml").write_text("budget: 1.0\n")
+    done = run_command(["doctor", tmp_path])
+    assert done.status == 2 and len(done.error_lines) == 1
+    assert "expected a quickstart in which a stage has begun" in done.err

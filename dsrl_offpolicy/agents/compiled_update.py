@@ -21,8 +21,6 @@ from dsrl_offpolicy.contracts import MacroBatch
 Weights = dict[str, Tensor]
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 """Adam's, as ``torch.optim`` has them by default."""
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-"""Adam's, as ``torch.optim`` has them by default."""
 
 
 @dataclass

@@ -59,7 +59,10 @@ def read_run(path: Path) -> list[RunFolder]:
     settings = read_settings(settings_file)
     if QUICKSTART_SETTING in settings:
         stages = [path / name for name in ("stage0", "stage1", "stage2")]
-        return [run for stage in stages if (stage / "config.yaml").is_file() for run in read_run(stage)]
+        runs = [run for stage in stages if (stage / "config.yaml").is_file() for run in read_run(stage)]
+        if not runs:
+            raise InputError(f"RUN_DIR: expected a quickstart in which a stage has begun, {path} has none yet")
+        return runs
     for setting, (stage, job, shipped) in STAGES.items():
         if setting in settings:
             config: StageConfig = override(job, shipped, settings, str(settings_file))

@@ -53,9 +53,10 @@ class ProcessVectorEnv(VectorEnv):
         self._unsent: list[str | None] = [None] * num_envs
         self._losses = [0] * num_envs
         self._blank: dict[str, np.ndarray] = {}
+        self._stepping = False
         self._slots: list[AsyncVectorEnv] = []
         with ThreadPoolExecutor(num_envs) as pool:  # a start waits until its environment stands
-            self._slots += pool.map(lambda _: self._start(), range(num_envs))
+            self._slots += pool.map(self._start_first, range(num_envs))
 
     @property
     def processes(self) -> list[Any]:
@@ -131,6 +132,14 @@ class ProcessVectorEnv(VectorEnv):
             if self._stepping:
                 slot.step_wait()
             slot.close()
+
+    def _start_first(self, i: int) -> AsyncVectorEnv:
+        for _ in range(MOST_LOSSES + 1):
+            with contextlib.suppress(OSError, EOFError):  # it died while it built its environment
+                return self._start()
+        raise InputError(
+            f"environment: expected process {i} to build its environment, it died {MOST_LOSSES + 1} times"
+        )
 
     def _start(self) -> AsyncVectorEnv:
         return AsyncVectorEnv([self._make], context="forkserver", autoreset_mode=AutoresetMode.DISABLED)

@@ -20,6 +20,8 @@ from dsrl_offpolicy.envs.spec import EnvSpec
 
 GRACE = 300
 """Seconds that a worker lives on after SIGTERM."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""That a terminal or a batch system sends to a whole process group."""
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -31,10 +33,12 @@ def make_macro_env(spec: EnvSpec) -> MacroStepEnv:
 
 def _make_in_process(spec: EnvSpec) -> MacroStepEnv:
     """One for :func:`make_vector_env`. Signals reach a whole process group and are for the learner to hear: Ctrl-C
-    is ignored, and after SIGTERM a worker lives on for as long as the learner may need to save."""
+    is ignored, and after SIGTERM a worker lives on for as long as the learner may need to save. Until this is set
+    they are blocked, as they were in the process that started the fork server."""
     if multiprocessing.parent_process() is not None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     return make_macro_env(spec)
 
 
@@ -60,6 +64,7 @@ def _make_processes(spec: EnvSpec, num_envs: int) -> ProcessVectorEnv:
     make = functools.partial(_make_in_process, spec)
     before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # heard by the learner once the processes stand
     try:
         # Imported once in the server that forks the workers: they start sooner and share those pages.
         multiprocessing.get_context("forkserver").set_forkserver_preload(
@@ -67,6 +72,7 @@ def _make_processes(spec: EnvSpec, num_envs: int) -> ProcessVectorEnv:
         )
         return ProcessVectorEnv(make, num_envs, spec.timeout)
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from dsrl_offpolicy.contracts import BasePolicy, LatentSource, observation_tensors
+from dsrl_offpolicy.errors import NonFiniteError
 from dsrl_offpolicy.evaluation.intervals import Interval, mean_interval, wilson_interval
 from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED
 
@@ -71,6 +73,19 @@ class NoiseStreams:
         return torch.stack([torch.randn(self._shape, generator=self._generators[slot]) for slot in range(slots)])
 
 
+def _outcome(seed: int, slot: int, info: Mapping[str, Any]) -> EpisodeOutcome:
+    episode_return = float(info["episode_return"][slot])
+    if not math.isfinite(episode_return):
+        raise NonFiniteError(f"evaluation: expected a finite return, got {episode_return}", {"seed": seed})
+    return EpisodeOutcome(
+        seed=seed,
+        success_once=bool(info["success_once"][slot]),
+        success_at_end=bool(info["success"][slot]),
+        episode_return=episode_return,
+        length=int(info["episode_length"][slot]),
+    )
+
+
 @torch.no_grad()
 def run_episodes(
     env: gym.vector.VectorEnv,
@@ -88,6 +103,9 @@ def run_episodes(
         latent_source: chooses the latents.
         seeds: start of each episode, and seed of its noise.
         device: where policies compute.
+
+    Raises:
+        NonFiniteError: actions or returns that are not finite, as observations and rewards make them.
     """
     slots = env.num_envs
     batched = getattr(env, "batched", False)
@@ -115,6 +133,9 @@ def run_episodes(
         features = base_policy.encode(observation_tensors(obs, device))
         latent = latent_source(features, noise.draw(slots).to(device))
         chunk = base_policy.decode(features, latent)[:, base_policy.executed_rows]
+        if not bool(chunk.isfinite().all()):
+            evidence = {"features": features, "latent": latent, "chunk": chunk}
+            raise NonFiniteError("evaluation: expected finite actions, got NaN or infinity", evidence)
         obs, _, terminated, truncated, info = env.step(chunk if batched else chunk.cpu().numpy())
         over = torch.as_tensor(terminated | truncated).tolist()
         lost = [slot for slot in list(running) if info.get("lost", [False] * slots)[slot]]
@@ -124,13 +145,7 @@ def run_episodes(
         ended = [slot for slot in list(running) if over[slot]]
         for slot in ended:
             index = running.pop(slot)
-            outcomes[index] = EpisodeOutcome(
-                seed=int(seeds[index]),
-                success_once=bool(info["success_once"][slot]),
-                success_at_end=bool(info["success"][slot]),
-                episode_return=float(info["episode_return"][slot]),
-                length=int(info["episode_length"][slot]),
-            )
+            outcomes[index] = _outcome(int(seeds[index]), slot, info)
         if (ended or lost) and waiting and not (batched and running):
             obs = start(list(range(slots)) if batched else ended + lost)
     return [outcomes[index] for index in range(len(seeds))]

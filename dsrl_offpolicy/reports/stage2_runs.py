@@ -54,6 +54,9 @@ def _read(folder: Path) -> Stage2Run:
     settings = read_settings(folder / "config.yaml")
     if "total_timesteps" not in settings:
         raise InputError(f"RUN_DIR: expected a run of Stage 2 or a quickstart's, {folder} is another")
+    unnamed = [name for name in settings if not isinstance(name, str)]
+    if unnamed:
+        raise InputError(f"{folder / 'config.yaml'}: expected settings by name, got {unnamed[0]!r}")
     complete = {**to_plain(Stage2Config()), **settings}
     if type(complete["seed"]) is not int:
         raise InputError(f"{folder / 'config.yaml'}: expected a whole number as seed, got {complete['seed']}")

@@ -9,17 +9,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from dsrl_offpolicy.checkpoint import UNFINISHED
 from dsrl_offpolicy.configs.shared import OfflineConfig
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.plain import check_fields
 from dsrl_offpolicy.seeding import random_states
 from dsrl_offpolicy.tracking import Run
 from dsrl_offpolicy.train.interruption import Interrupted, Interruption
 from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
+from dsrl_offpolicy.train.run_state import check_log_and_random
 from dsrl_offpolicy.train.snapshots import check_finite, snapshot_of_non_finite
 
 KINDS = {"dsrl pretrain": "unfinished_stage0", "dsrl stage1": "unfinished_stage1"}
 """Kind of the saves, by the command that goes on with them."""
+
+
+STATE = {
+    "gradient_steps": int, "training": dict[str, Any], "sampler": Tensor, "log": dict[str, Any],
+    "random": dict[str, Any],
+}  # fmt: skip
+"""What the saves of both stages hold besides what must not have changed."""
 
 
 @dataclass
@@ -80,8 +91,8 @@ def offline_run(
 ) -> Iterator[OfflineRun]:
     """A run whose saves are dropped when it has ended well.
 
-    They stand in ``unfinished/``, apart from ``checkpoints/``, which holds what other jobs load: an unfinished run
-    has nothing there that could be taken for a finished one.
+    They stand in ``unfinished/``, apart from ``checkpoints/``, which holds what other jobs load: there is no
+    ``last.pt`` before the last gradient step.
 
     Args:
         folder: of the run.
@@ -120,7 +131,10 @@ def has_ended(folder: Path, command: str) -> bool:
 
 
 def _load(checkpoints: RunCheckpoints, same: Mapping[str, str]) -> dict[str, Any]:
+    where = "resume: state of the run"
     state = checkpoints.load()
+    check_fields(state, {**STATE, **dict.fromkeys(same, str)}, where)
+    check_log_and_random(state, where)
     if state["device"] != same["device"]:
         raise InputError(f"device: expected {state['device']}, where the run began, got {same['device']}")
     for name, what in (("demonstrations", "demonstrations"), ("base", "base policy")):

@@ -19,6 +19,7 @@ from dsrl_offpolicy.demos.windows import cut_windows, stack_images, stack_poses,
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, summarise
 from dsrl_offpolicy.models.latent_sources import prior_source
+from dsrl_offpolicy.plain import reading
 from dsrl_offpolicy.seeding import restore_random_states, torch_generator
 from dsrl_offpolicy.tracking import ProgressReport, create_run_folder
 from dsrl_offpolicy.train.demo_files import encode_demonstrations, load_demonstrations
@@ -165,12 +166,13 @@ class Stage0:
 
     def _restore(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`_state`."""
-        self.step = state["gradient_steps"]
-        self.agent.load_training_state(state["training"])
-        self.encoder.load_state_dict(state["encoder"])
-        if self.encoder_training is not None:
-            self.encoder_training.load_training_state(state["encoder_training"])
-        self.sampler.set_state(state["sampler"])
+        with reading("resume: state of the run", "that of a run of these settings"):
+            self.step = state["gradient_steps"]
+            self.agent.load_training_state(state["training"])
+            self.encoder.load_state_dict(state["encoder"])
+            if self.encoder_training is not None:
+                self.encoder_training.load_training_state(state["encoder_training"])
+            self.sampler.set_state(state["sampler"])
         restore_random_states(state["random"])
 
     def _content(self) -> dict[str, Any]:

@@ -49,7 +49,9 @@ class RunCheckpoints:
         new, last, previous = self.folder / "new.pt", self.folder / LAST, self.folder / PREVIOUS
         try:
             save_checkpoint(new, self.kind, content)
-            known = self._digests() or []
+            known = self._digests()
+            if known is None:  # the files are taken as they are, as load() takes them
+                known = [file_digest(path) for path in (last, previous) if path.is_file()]
             self._write_manifest([file_digest(new), *known[:2]], progress)
             if last.is_file() and file_digest(last) in known:
                 _copy(last, previous)

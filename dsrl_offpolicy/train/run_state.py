@@ -22,7 +22,7 @@ from dsrl_offpolicy.train.wiring import build_layout
 STATE = {
     "env_id": str, "device": str, "base_fingerprint": str, "counters": dict[str, int], "training": dict[str, Any],
     "replay": dict[str, Any], "collector": dict[str, Any] | None, "recent": list[bool], "best": float,
-    "next_evaluation": int, "evaluations": list[dict[str, float]], "actor_metrics": dict[str, Tensor],
+    "next_evaluation": int, "actor_metrics": dict[str, Tensor],
     "log": dict[str, Any], "random": dict[str, Any],
 }  # fmt: skip
 LOG = {"minutes": float, "rows": int, "step": int, "wandb_id": str | None}
@@ -59,13 +59,22 @@ def check_run_state(
     """
     where = "resume: state of the run"
     check_fields(content, STATE, where)
-    check_fields(content["log"], LOG, f"{where}: log")
+    check_log_and_random(content, where)
     check_fields(content["counters"], {f.name: int for f in fields(counters)}, f"{where}: counters")
     _check_counters(content, where, counters, config)
     if content["collector"] is not None:
         _check_collector(content["collector"], f"{where}: collector", config, base)
-    _check_random(content["random"], f"{where}: random")
     replay.check(content["replay"])
+
+
+def check_log_and_random(content: Mapping[str, Any], where: str) -> None:
+    """Hold what a run of any stage keeps of its logs and of the global generators against what these are.
+
+    Raises:
+        InputError: naming ``where``.
+    """
+    check_fields(content["log"], LOG, f"{where}: log")
+    _check_random(content["random"], f"{where}: random")
 
 
 def _check_counters(content: Mapping[str, Any], where: str, counters: type, config: Stage2Config) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from dsrl_offpolicy.checkpoint import save_checkpoint
-from dsrl_offpolicy.errors import NonFiniteError
+from dsrl_offpolicy.errors import InputError, NonFiniteError
 
 SNAPSHOT = "non_finite.pt"
 
@@ -25,8 +25,12 @@ def snapshot_of_non_finite(folder: Path, state: Callable[[], Mapping[str, Any]])
         yield
     except NonFiniteError as error:
         path = folder / SNAPSHOT
-        save_checkpoint(path, "snapshot", {"message": str(error), "evidence": dict(error.evidence), **state()})
-        raise NonFiniteError(f"{error}; a snapshot is in {path}", error.evidence) from error
+        told = f"a snapshot is in {path}"
+        try:
+            save_checkpoint(path, "snapshot", {"message": str(error), "evidence": dict(error.evidence), **state()})
+        except InputError as problem:
+            told = f"no snapshot: {problem}"
+        raise NonFiniteError(f"{error}; {told}", error.evidence) from error
 
 
 def check_finite(weights: Mapping[str, Tensor], when: Mapping[str, int]) -> None:

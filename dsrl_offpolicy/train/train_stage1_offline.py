@@ -23,6 +23,7 @@ from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, s
 from dsrl_offpolicy.evaluation.intervals import mean_interval
 from dsrl_offpolicy.models.latent_q_network import LatentCritic
 from dsrl_offpolicy.models.latent_sources import policy_source
+from dsrl_offpolicy.plain import reading
 from dsrl_offpolicy.seeding import restore_random_states, torch_generator
 from dsrl_offpolicy.tracking import ProgressReport, create_run_folder
 from dsrl_offpolicy.train.demo_files import encode_demonstrations, image_shape, load_demonstrations
@@ -177,10 +178,11 @@ class Stage1:
 
     def _restore(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`_state`."""
-        self.step = state["gradient_steps"]
-        self.agent.load_training_state(state["training"])
-        self.sampler.set_state(state["sampler"])
-        self.evaluated, self.best, self.evaluation = state["evaluated"], state["best"], state["evaluation"]
+        with reading("resume: state of the run", "that of a run of these settings"):
+            self.step = state["gradient_steps"]
+            self.agent.load_training_state(state["training"])
+            self.sampler.set_state(state["sampler"])
+            self.evaluated, self.best, self.evaluation = state["evaluated"], state["best"], state["evaluation"]
         restore_random_states(state["random"])
 
     def _save(self, path: Path) -> None:

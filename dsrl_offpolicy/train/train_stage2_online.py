@@ -77,7 +77,6 @@ class Stage2:
         self.recent: deque[bool] = deque(maxlen=50)
         self.best = -1.0
         self.next_evaluation = 0
-        self.evaluations: list[dict[str, float]] = []
         self.last_evaluation: EvaluationSummary | None = None
         self._actor_metrics: dict[str, torch.Tensor] = {}
         self._rate_mark = (0.0, 0, 0)
@@ -160,28 +159,32 @@ class Stage2:
                 collector.launch(policy if counters.env_steps >= config.warmup_steps else warmup_source)
             self._rate_mark = (time.monotonic(), counters.env_steps, counters.gradient_steps)
             next_save = counters.env_steps + config.save_freq
-            while True:
-                self._count(collector.collect())
+            launched = state is not None  # a run is saved while its environments work
+            finished = False
+            while not finished:
+                if not launched:
+                    self._count(collector.collect())
+                    collector.launch(policy if counters.env_steps >= config.warmup_steps else warmup_source)
+                launched = False
                 finished = counters.env_steps >= config.total_timesteps
-                due = counters.env_steps >= self.next_evaluation and not finished
-                if eval_env is not None and due and self._evaluate(tracker, eval_env, stop):
+                if eval_env is not None and not finished and counters.env_steps >= self.next_evaluation:
+                    self._evaluate(tracker, eval_env, collector, stop)
                     self.next_evaluation += config.eval_freq
-                warm = counters.env_steps >= config.warmup_steps
-                if not finished:  # the environments work while the learner does
-                    collector.launch(policy if warm else warmup_source)
-                if warm and counters.burnin_steps < config.critic_burnin_steps:
+                if counters.env_steps >= config.warmup_steps:
                     self._burn_in()
                 self.agent.scale_learning_rates(self._lr_scale())
                 self._update(counters.owed(config.utd_ratio), tracker, progress)
-                if finished:
-                    break
-                if stop.requested or (config.save_freq and counters.env_steps >= next_save):
+                if eval_env is not None and finished:
+                    self._evaluate(tracker, eval_env, collector, stop)
+                if not finished and (stop.requested or (config.save_freq and counters.env_steps >= next_save)):
                     self._save_run(tracker, collector)
                     next_save += config.save_freq
-                if stop.requested:
-                    raise Interrupted(stop.requested, f"to go on: dsrl stage2 --resume {tracker.path}")
-            if eval_env is not None:
-                self._evaluate(tracker, eval_env, None)
+                if not finished and stop.requested:
+                    raise self._interrupted(stop, tracker)
+
+    def _interrupted(self, stop: Interruption, tracker: Run) -> Interrupted:
+        assert stop.requested is not None
+        return Interrupted(stop.requested, f"to go on: dsrl stage2 --resume {tracker.path}")
 
     def _count(self, collected: Collected) -> None:
         counters = self.counters
@@ -243,15 +246,16 @@ class Stage2:
         shown |= {"env/s": rates["env_steps_per_s"], "grad/s": rates["gradient_steps_per_s"]}
         progress.report(counters.env_steps, shown)
 
-    def _evaluate(self, tracker: Run, env: gym.vector.VectorEnv, stop: Interruption | None) -> bool:
-        """Whether it was finished: a signal ends it, to be made up for when the run goes on."""
+    def _evaluate(self, tracker: Run, env: gym.vector.VectorEnv, collector: Collector, stop: Interruption) -> None:
+        """Evaluate the policy. A signal ends the run here, saved so that it goes on with this evaluation."""
         config = self.config
         policy = policy_source(self.agent.actor, deterministic=config.eval_deterministic)
-        source = stop.listening(policy) if stop is not None else policy
+        seeds = evaluation_seeds(config.eval_episodes)
         try:
-            outcomes = run_episodes(env, self.base, source, evaluation_seeds(config.eval_episodes), self.device)
+            outcomes = run_episodes(env, self.base, stop.listening(policy), seeds, self.device)
         except EvaluationStopped:
-            return False
+            self._save_run(tracker, collector)
+            raise self._interrupted(stop, tracker) from None
         self.last_evaluation = summary = summarise(outcomes)
         row = {
             "success_once": summary.success_once.value,
@@ -263,11 +267,9 @@ class Stage2:
         }
         tracker.log(row, self._axes(), "eval")
         self.health.observe({**self._axes(), **row})
-        self.evaluations.append({**self._axes(), **row})
         if row["success_once"] >= self.best:
             self.best = row["success_once"]
             self._save_policy(tracker.checkpoints / "best_eval_success_once.pt")
-        return True
 
     def _axes(self) -> dict[str, int]:
         counters = self.counters
@@ -295,7 +297,6 @@ class Stage2:
             "recent": list(self.recent),
             "best": self.best,
             "next_evaluation": self.next_evaluation,
-            "evaluations": self.evaluations,
             "actor_metrics": self._actor_metrics,
             "log": tracker.state_dict(),
             "random": random_states(),
@@ -335,13 +336,10 @@ class Stage2:
             setattr(self.counters, name, value)
         self.recent.extend(state["recent"])
         self.best, self.next_evaluation = state["best"], state["next_evaluation"]
-        self.evaluations = state["evaluations"]
         self._actor_metrics = state["actor_metrics"]
         same = collector.load_state_dict(state["collector"])
         if not same:
-            print(
-                "note: the simulator does not repeat episodes exactly; those in flight begin anew", file=sys.stderr
-            )
+            print("note: the episodes in flight could not be repeated exactly; they begin anew", file=sys.stderr)
         restore_random_states(state["random"])
         return same
 

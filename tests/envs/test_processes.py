@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from small_worlds import Broken, CountingEnv, Fragile, make_counting
+from small_worlds import Broken, CountingEnv, Fragile, Unbuildable, make_counting, make_leaving
 
 from dsrl_offpolicy.envs.processes import MOST_LOSSES, ProcessVectorEnv
 from dsrl_offpolicy.errors import InputError
@@ -114,3 +114,15 @@ def test_closing_waits_for_no_process_that_cannot_answer(number, stepping) -> No
     os.kill(processes[0].pid, number)
     env.close()
     assert all(p.exitcode is not None for p in processes)
+
+
+def test_a_process_that_cannot_build_its_environment_is_told_of() -> None:
+    with pytest.raises(InputError, match=rf"expected process 0 to build .*, it died {MOST_LOSSES + 1} times"):
+        ProcessVectorEnv(partial(make_counting, Unbuildable), 1, 60.0)
+
+
+def test_closing_before_the_first_step_lets_environments_close(tmp_path) -> None:
+    env = ProcessVectorEnv(partial(make_leaving, str(tmp_path / "closed")), 1, 60.0)
+    (tmp_path / "closed").unlink()  # by the environment that told the spaces
+    env.close()
+    assert (tmp_path / "closed").exists()

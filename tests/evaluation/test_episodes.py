@@ -10,6 +10,7 @@ from tiny_worlds import HalvingPolicy, counting_vector
 
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.vector import make_vector_env
+from dsrl_offpolicy.errors import NonFiniteError
 from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes
 from dsrl_offpolicy.models.latent_sources import constant_source, prior_source
 from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED
@@ -23,9 +24,26 @@ class _NoiseReturn(CountingEnv):
         return obs, float(action[0]), *rest
 
 
+class _NanReward(CountingEnv):
+    """Rewards NaN in env step 2."""
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return obs, float("nan") if self.steps == 2 else reward, *rest
+
+
 def _evaluate(slots: int, seeds: list[int], kind=CountingEnv, **settings):
     envs = [kind(**settings) for _ in range(slots)]
     return run_episodes(counting_vector(envs, counting_spec()), HalvingPolicy(), prior_source(), seeds), envs
+
+
+def test_numbers_that_are_not_finite_are_no_outcome():
+    with pytest.raises(NonFiniteError, match="expected a finite return, got nan"):
+        _evaluate(1, [3], _NanReward, truncate_at=3)
+    env = counting_vector([CountingEnv(truncate_at=4)], counting_spec())
+    with pytest.raises(NonFiniteError, match="expected finite actions"):
+        run_episodes(env, HalvingPolicy(), lambda features, noise: noise * float("nan"), [3])
+    assert env.envs[0].unwrapped.actions == []  # none was sent
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 8])
