@@ -24,10 +24,15 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         lines = path.read_text().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: expected rows of metrics, got: {error}") from error
-    return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines[:-1], start=1)]
+    return [metrics_row(line, f"{path}, line {number}") for number, line in enumerate(lines[:-1], start=1)]
 
 
-def _row(line: str, where: str) -> dict[str, Any]:
+def metrics_row(line: str, where: str) -> dict[str, Any]:
+    """The numbers by name that a line holds.
+
+    Raises:
+        InputError: it holds something else, or a number that is not finite.
+    """
     row = json_object(line, where)
     for name, value in row.items():
         if not fits(value, float) or not math.isfinite(value):

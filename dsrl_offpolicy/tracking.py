@@ -27,6 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dsrl_offpolicy.configs.loading import to_plain
 from dsrl_offpolicy.errors import InputError, NonFiniteError
+from dsrl_offpolicy.metrics_file import metrics_row
 
 Scalar = float | int | torch.Tensor
 
@@ -192,13 +193,12 @@ def _keep_rows(path: Path, rows: int) -> int:
 
 
 def _is_row(line: bytes) -> bool:
-    """Whether a line of a metrics file holds numbers by name, and is whole."""
+    """Whether a line of a metrics file is a row, and whole."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        metrics_row(line.decode(), "")
+    except (InputError, UnicodeDecodeError):
         return False
-    numbers = isinstance(row, dict) and all(isinstance(value, int | float) for value in row.values())
-    return numbers and line.endswith(b"\n")
+    return line.endswith(b"\n")
 
 
 def _start_wandb(path: Path, config: dict[str, Any], project: str, run_id: str | None) -> Any:
