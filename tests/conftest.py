@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,4 +122,29 @@ def tiny_stage1(tiny_demos: Path, tiny_base: Path, tmp_path_factory: pytest.Temp
     files = ["--demo_path", tiny_demos, "--awsc_checkpoint", tiny_base, "--out", folder]
     done = run_dsrl(["stage1", *files, *TINY_STAGE1])
     assert done.status == 0, done.err
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reach_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoint of a hardly trained base policy for the runs of ``stoppable_runs``."""
+    from stoppable_runs import make_base
+
+    return make_base(tmp_path_factory.mktemp("reach"))
+
+
+@pytest.fixture
+def golden_files(tmp_path: Path) -> Path:
+    """Real files of every kind, in the current format; the Stage 2 run among them can go on in its new place."""
+    import yaml
+
+    from dsrl_offpolicy.formats import FORMAT_VERSION
+
+    folder = tmp_path / "files"
+    shutil.copytree(Path(__file__).parent / "golden" / f"format-{FORMAT_VERSION}", folder)
+    config = folder / "stage2" / "config.yaml"
+    settings = yaml.safe_load(config.read_text())
+    for name in ("awsc_checkpoint", "stage1_checkpoint"):
+        settings[name] = str(folder / settings[name])
+    config.write_text(yaml.safe_dump(settings))
     return folder

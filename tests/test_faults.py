@@ -11,14 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from test_resume import FLAGS, content, finish, make_base, rows, start, wait_for_rows
+from stoppable_runs import FLAGS, content, finish, rows, start, wait_for_rows
 
 from dsrl_offpolicy.checkpoint import load_checkpoint
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("faults"))
 
 
 def training_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -27,10 +22,10 @@ def training_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return sorted((p for p in found if p.ppid() != process.pid), key=lambda p: p.create_time())
 
 
-def run_with_a_fault(base: Path, folder: Path, number: int) -> tuple[int, str]:
+def run_with_a_fault(reach_base: Path, folder: Path, number: int) -> tuple[int, str]:
     # Episodes as long as the run: the fault finds the worker in a step, not in a reset.
     flags = f"{FLAGS} --env_timeout 5 --train_episode_steps 500 --eval_freq 0"
-    process = start(f"{flags} --awsc_checkpoint {base} --out {folder}")
+    process = start(f"{flags} --awsc_checkpoint {reach_base} --out {folder}")
     wait_for_rows(process, folder, 6)
     os.kill(training_workers(process)[0].pid, number)
     return finish(process)
@@ -39,9 +34,9 @@ def run_with_a_fault(base: Path, folder: Path, number: int) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("number", "says"), [(signal.SIGKILL, "died (exit code -9)"), (signal.SIGSTOP, "took more than 5 s")]
 )
-def test_a_lost_worker_costs_one_macro_step(base, tmp_path, number, says) -> None:
+def test_a_lost_worker_costs_one_macro_step(reach_base, tmp_path, number, says) -> None:
     folder = tmp_path / "run"
-    status, said = run_with_a_fault(base, folder, number)
+    status, said = run_with_a_fault(reach_base, folder, number)
     assert status == 0 and "note: environment process" in said and says in said and "Traceback" not in said
     counters = content(folder)["counters"]
     assert counters["lost_macro_steps"] == 1 and rows(folder)[-1]["lost_macro_steps"] == 1
@@ -65,13 +60,13 @@ def snapshot(folder: Path) -> dict:
     ],
 )
 def test_an_environment_that_is_not_finite_ends_the_run_with_a_snapshot(
-    base, tmp_path, monkeypatch, kind, says
+    reach_base, tmp_path, monkeypatch, kind, says
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     folder = tmp_path / "run"
     flags = f"{FLAGS} --eval_freq 0 --env_id small_worlds:{kind}-v0 --max_episode_steps 100"
     flags += " --train_episode_steps 100 --save_freq 16 --reward_mode dense"
-    status, said = finish(start(f"{flags} --awsc_checkpoint {base} --out {folder}"))
+    status, said = finish(start(f"{flags} --awsc_checkpoint {reach_base} --out {folder}"))
     assert status == 2 and says in said and f"a snapshot is in {folder / 'non_finite.pt'}" in said
     assert "Traceback" not in said
     found = snapshot(folder)
@@ -85,10 +80,10 @@ def test_an_environment_that_is_not_finite_ends_the_run_with_a_snapshot(
     assert content(folder)["replay"]["total_added"] <= 6  # the run's own save is as it was
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_before_a_save_keeps_it(base, tmp_path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_before_a_save_keeps_it(reach_base, tmp_path) -> None:
     folder = tmp_path / "run"
     flags = f"{FLAGS} --eval_freq 0 --critic_lr 1e30 --actor_lr 1e30 --log_freq 100000"
-    status, said = finish(start(f"{flags} --awsc_checkpoint {base} --out {folder}"))
+    status, said = finish(start(f"{flags} --awsc_checkpoint {reach_base} --out {folder}"))
     assert status == 2 and "got NaN or infinity" in said and "a snapshot is in" in said
     assert "Traceback" not in said
     found = snapshot(folder)

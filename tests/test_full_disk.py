@@ -7,14 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_resume import FLAGS, content, finish, make_base, start
+from stoppable_runs import FLAGS, content, finish, start
 
 SMALL = "--eval_freq 0 --log_freq 1 --total_timesteps 20000"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("full_disk"))
 
 
 @pytest.fixture
@@ -37,9 +32,9 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     subprocess.run(["umount", str(folder)], capture_output=True)
 
 
-def test_a_save_that_does_not_fit_leaves_the_one_before_and_the_run_goes_on_with_room(base, disk) -> None:
+def test_a_save_that_does_not_fit_leaves_the_one_before_and_the_run_goes_on_with_room(reach_base, disk) -> None:
     folder = disk("500k") / "run"
-    status, said = finish(start(f"{FLAGS} {SMALL} --save_freq 16 --awsc_checkpoint {base} --out {folder}"))
+    status, said = finish(start(f"{FLAGS} {SMALL} --save_freq 16 --awsc_checkpoint {reach_base} --out {folder}"))
     assert status == 2 and "Traceback" not in said
     assert "that can be written, got" in said
     saved = content(folder)["counters"]["env_steps"]  # whole: its digest and its tensors are read
@@ -52,8 +47,8 @@ def test_a_save_that_does_not_fit_leaves_the_one_before_and_the_run_goes_on_with
     assert finish(process)[0] == 143
 
 
-def test_logs_that_do_not_fit_end_the_run_with_one_line(base, disk) -> None:
+def test_logs_that_do_not_fit_end_the_run_with_one_line(reach_base, disk) -> None:
     folder = disk("60k") / "run"
-    status, said = finish(start(f"{FLAGS} {SMALL} --save_freq 0 --awsc_checkpoint {base} --out {folder}"))
+    status, said = finish(start(f"{FLAGS} {SMALL} --save_freq 0 --awsc_checkpoint {reach_base} --out {folder}"))
     assert status == 2 and "Traceback" not in said
     assert "expected logs that can be written, got: No space left on device" in said

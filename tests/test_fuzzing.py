@@ -107,15 +107,8 @@ def both(path: Path, count: int) -> Iterator[str]:
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> Path:
-    """Real files of every kind, the Stage 2 run in its new place among them."""
-    shutil.copytree(GOLDEN, tmp_path / "files")
-    config = tmp_path / "files" / "stage2" / "config.yaml"
-    settings = yaml.safe_load(config.read_text())
-    for name in ("awsc_checkpoint", "stage1_checkpoint"):
-        settings[name] = str(tmp_path / "files" / settings[name])
-    config.write_text(yaml.safe_dump(settings))
-    return tmp_path / "files"
+def files(golden_files: Path) -> Path:
+    return golden_files
 
 
 def test_base_policies(files):

@@ -5,95 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import stopped_job
-import torch
-
-from dsrl_offpolicy.checkpoint import load_checkpoint
-from dsrl_offpolicy.configs.jobs import DemosConfig, Stage0Config
-from dsrl_offpolicy.train import generate_demos, pretrain_stage0
-
-TASK = "reach-v3"
-# 24 warm-up transitions, then 176 that earn 2 gradient steps each. Episodes have 5 macro-steps.
-FLAGS = (
-    f"--env_id {TASK} --total_timesteps 1600 --warmup_steps 192 --utd_ratio 2 --batch_size 8 --log_freq 10 "
-    "--eval_freq 800 --eval_episodes 2 --num_envs 2 --train_episode_steps 36 --max_episode_steps 36 "
-    "--actor_hidden_dims 16 --critic_hidden_dims 16 --save_freq 100 --anneal_from 0.5 --actor_update_every 2"
-)
-WALL_CLOCK = ("minutes", "env_steps_per_s", "gradient_steps_per_s")
-
-
-def make_base(folder: Path) -> Path:
-    """A hardly trained base policy."""
-    demos = generate_demos.run(DemosConfig(env_id=TASK, out=folder / "demos.h5", episodes=3, demo_steps=40))
-    stage0 = pretrain_stage0.run(
-        Stage0Config(
-            env_id=TASK, demo_path=demos, out=folder / "stage0", total_iters=10, batch_size=16,
-            denoising_steps=2, velocity_widths=(16,), critic_hidden_dims=(16,), embed_dim=8,
-        )
-    )  # fmt: skip
-    return stage0 / "checkpoints" / "last.pt"
+from stoppable_runs import FLAGS, assert_same, content, finish, rows, start, wait_for_rows
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("resume"))
-
-
-def start(arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "dsrl_offpolicy.cli", "stage2", *arguments.split()],
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    _, said = process.communicate(timeout=240)
-    return process.returncode, said
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in WALL_CLOCK} for line in lines]
-
-
-def wait_for_rows(process: subprocess.Popen[str], folder: Path, count: int) -> None:
-    deadline = time.monotonic() + 200
-    file = folder / "metrics.jsonl"
-    while not file.exists() or file.read_text().count("\n") < count:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def content(folder: Path) -> dict[str, Any]:
-    return load_checkpoint(folder / "checkpoints" / "last.pt", "stage2", "test")
-
-
-def assert_same(one: Any, other: Any, where: str = "") -> None:
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_same(one[key], other[key], f"{where}/{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for i, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_same(a, b, f"{where}/{i}")
-    else:
-        assert one == other, where
-
-
-@pytest.fixture(scope="module")
-def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(reach_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
-    status, said = finish(start(f"{FLAGS} --awsc_checkpoint {base} --out {folder}"))
+    status, said = finish(start(f"{FLAGS} --awsc_checkpoint {reach_base} --out {folder}"))
     assert status == 0, said
     return folder
 
@@ -107,9 +30,9 @@ def assert_went_on_as_the_whole_run(folder: Path, whole: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_run_is_saved_and_goes_on_to_the_bit(base, whole, tmp_path, number, status) -> None:
+def test_a_stopped_run_is_saved_and_goes_on_to_the_bit(reach_base, whole, tmp_path, number, status) -> None:
     folder = tmp_path / "run"
-    process = start(f"{FLAGS} --awsc_checkpoint {base} --out {folder}")
+    process = start(f"{FLAGS} --awsc_checkpoint {reach_base} --out {folder}")
     wait_for_rows(process, folder, 12)
     os.killpg(process.pid, number)  # as a terminal or a batch system does: every process of the group
     found, said = finish(process)
@@ -126,9 +49,9 @@ def test_a_stopped_run_is_saved_and_goes_on_to_the_bit(base, whole, tmp_path, nu
     assert status == 2 and "at its end" in said and "Traceback" not in said
 
 
-def test_a_killed_run_loses_what_came_after_its_last_save_and_nothing_else(base, whole, tmp_path) -> None:
+def test_a_killed_run_loses_what_came_after_its_last_save_and_nothing_else(reach_base, whole, tmp_path) -> None:
     folder = tmp_path / "run"
-    process = start(f"{FLAGS} --awsc_checkpoint {base} --out {folder}")
+    process = start(f"{FLAGS} --awsc_checkpoint {reach_base} --out {folder}")
     wait_for_rows(process, folder, 9)
     os.killpg(process.pid, signal.SIGKILL)
     finish(process)
@@ -143,9 +66,9 @@ def test_a_killed_run_loses_what_came_after_its_last_save_and_nothing_else(base,
     assert_went_on_as_the_whole_run(folder, whole)
 
 
-def test_a_second_process_in_the_same_folder_is_refused(base, tmp_path) -> None:
+def test_a_second_process_in_the_same_folder_is_refused(reach_base, tmp_path) -> None:
     folder = tmp_path / "run"
-    process = start(f"{FLAGS} --total_timesteps 60000 --awsc_checkpoint {base} --out {folder}")
+    process = start(f"{FLAGS} --total_timesteps 60000 --awsc_checkpoint {reach_base} --out {folder}")
     wait_for_rows(process, folder, 8)
     status, said = finish(start(f"--resume {folder}"))
     assert status == 2 and "another process" in said and "Traceback" not in said
@@ -154,10 +77,10 @@ def test_a_second_process_in_the_same_folder_is_refused(base, tmp_path) -> None:
     finish(process)
 
 
-def test_a_stop_during_an_evaluation_is_heard_and_the_evaluation_made_up_for(base, whole, tmp_path) -> None:
+def test_a_stop_during_an_evaluation_is_heard_and_the_evaluation_made_up_for(reach_base, whole, tmp_path) -> None:
     folder = tmp_path / "run"
     # So many episodes take minutes, and are the first thing of the run: the signal finds it before its first row.
-    process = start(f"{FLAGS} --eval_episodes 20000 --awsc_checkpoint {base} --out {folder}")
+    process = start(f"{FLAGS} --eval_episodes 20000 --awsc_checkpoint {reach_base} --out {folder}")
     deadline = time.monotonic() + 200
     while not list(folder.glob("tensorboard/*")):
         assert process.poll() is None and time.monotonic() < deadline
@@ -171,10 +94,12 @@ def test_a_stop_during_an_evaluation_is_heard_and_the_evaluation_made_up_for(bas
 
 
 @pytest.mark.parametrize("macro_step", [7, 12])
-def test_an_evaluation_that_was_stopped_is_the_first_thing_that_goes_on(base, whole, tmp_path, macro_step) -> None:
+def test_an_evaluation_that_was_stopped_is_the_first_thing_that_goes_on(
+    reach_base, whole, tmp_path, macro_step
+) -> None:
     # An evaluation has 5 macro-steps: the 7th is in the second evaluation, the 12th in the final one.
     folder = tmp_path / "run"
-    argv = ["stage2", *FLAGS.split(), "--awsc_checkpoint", base, "--out", folder]
+    argv = ["stage2", *FLAGS.split(), "--awsc_checkpoint", reach_base, "--out", folder]
     draw = "dsrl_offpolicy.evaluation.episodes:NoiseStreams.draw"
     status, said = stopped_job.start(draw, macro_step, signal.SIGTERM, argv)
     assert status == 143 and f"dsrl stage2 --resume {folder}" in said and "Traceback" not in said

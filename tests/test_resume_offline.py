@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Outcome, run_dsrl
+from stoppable_runs import assert_same, rows
 from stopped_job import start, stopping
 from tiny_worlds import TASK, TINY_BASE, TINY_STAGE1
 
@@ -24,7 +25,6 @@ ENCODER_STEP = "dsrl_offpolicy.agents.awsc:EncoderTraining.update"
 STAGE1_STEP = "dsrl_offpolicy.agents.aw_mle:AWMLEAgent.update"
 STAGE2_STEP = "dsrl_offpolicy.agents.dsrl_sac_agent:DSRLSACAgent.update"
 MACRO_STEP = "gymnasium.vector:AsyncVectorEnv.step_wait"
-WALL_CLOCK = ("minutes", "env_steps_per_s", "gradient_steps_per_s")
 
 
 def stop_here(after: str, count: int, number: signal.Signals, argv: Sequence[object]) -> Outcome:
@@ -33,29 +33,9 @@ def stop_here(after: str, count: int, number: signal.Signals, argv: Sequence[obj
         return run_dsrl(argv)
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in WALL_CLOCK} for line in lines]
-
-
 def summary(folder: Path) -> dict[str, Any]:
     content = json.loads((folder / "summary.json").read_text())
     return {k: v for k, v in content.items() if k != "minutes"}
-
-
-def assert_same(one: Any, other: Any, where: str = "") -> None:
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_same(one[key], other[key], f"{where}/{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for i, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_same(a, b, f"{where}/{i}")
-    else:
-        assert one == other, where
 
 
 def assert_went_on_as_the_whole_run(folder: Path, whole: Path, kind: str) -> None:

@@ -6,21 +6,17 @@ import ast
 import json
 import os
 import pickle
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 
 import dsrl_offpolicy
 from dsrl_offpolicy.checkpoint import file_digest
-from dsrl_offpolicy.formats import FORMAT_VERSION
 
 PACKAGE = Path(dsrl_offpolicy.__file__).parent
-GOLDEN = Path(__file__).parent / "golden" / f"format-{FORMAT_VERSION}"
 MARKER = "executed"
 
 UNSAFE_CALLS = {
@@ -119,15 +115,8 @@ WAYS: list[Callable[[Any, Path], None]] = [torch.save, legacy_save, plain_pickle
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Real files of every kind, the Stage 2 run among them, to be altered."""
-    shutil.copytree(GOLDEN, tmp_path / "files")
-    config = tmp_path / "files" / "stage2" / "config.yaml"
-    settings = yaml.safe_load(config.read_text())
-    for name in ("awsc_checkpoint", "stage1_checkpoint"):
-        settings[name] = str(tmp_path / "files" / settings[name])
-    config.write_text(yaml.safe_dump(settings))
-    return tmp_path / "files"
+def folder(golden_files: Path) -> Path:
+    return golden_files
 
 
 def poison(path: Path, marker: Path, save: Callable[[Any, Path], None]) -> None:

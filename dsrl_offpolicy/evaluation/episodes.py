@@ -73,6 +73,15 @@ class NoiseStreams:
         return torch.stack([torch.randn(self._shape, generator=self._generators[slot]) for slot in range(slots)])
 
 
+def _act(base_policy: BasePolicy, features: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+    """The rows to execute, ``[B, H, A]``."""
+    chunk = base_policy.decode(features, latent)[:, base_policy.executed_rows]
+    if not bool(chunk.isfinite().all()):
+        evidence = {"features": features, "latent": latent, "chunk": chunk}
+        raise NonFiniteError("evaluation: expected finite actions, got NaN or infinity", evidence)
+    return chunk
+
+
 def _outcome(seed: int, slot: int, info: Mapping[str, Any]) -> EpisodeOutcome:
     episode_return = float(info["episode_return"][slot])
     if not math.isfinite(episode_return):
@@ -131,11 +140,7 @@ def run_episodes(
     obs = start(list(range(slots)))
     while running:
         features = base_policy.encode(observation_tensors(obs, device))
-        latent = latent_source(features, noise.draw(slots).to(device))
-        chunk = base_policy.decode(features, latent)[:, base_policy.executed_rows]
-        if not bool(chunk.isfinite().all()):
-            evidence = {"features": features, "latent": latent, "chunk": chunk}
-            raise NonFiniteError("evaluation: expected finite actions, got NaN or infinity", evidence)
+        chunk = _act(base_policy, features, latent_source(features, noise.draw(slots).to(device)))
         obs, _, terminated, truncated, info = env.step(chunk if batched else chunk.cpu().numpy())
         over = torch.as_tensor(terminated | truncated).tolist()
         lost = [slot for slot in list(running) if info.get("lost", [False] * slots)[slot]]
