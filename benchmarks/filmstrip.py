@@ -1,4 +1,4 @@
-"""What the robot's camera sees, before and after Stage 2, on the same starts: one row per episode.
+"""What the robot's cameras see, before and after Stage 2, on the same starts: one row per episode.
 
     python benchmarks/filmstrip.py --env_id LiftPegUpright-v1 --max_episode_steps 100 \\
         --awsc_checkpoint .../stage0/checkpoints/last.pt --stage2_checkpoint .../stage2/checkpoints/last.pt \\
@@ -17,8 +17,15 @@ FRAMES = 9
 """Columns; an episode's frames are spread over them."""
 
 
+def views(rgb: Any) -> Any:
+    """The cameras of one frame ``[H, W, 3k]``, one below the other: ``[kH, W, 3]``."""
+    import numpy as np
+
+    return np.concatenate(np.split(rgb, rgb.shape[-1] // 3, axis=-1), axis=0)
+
+
 def watch(env: Any, base: Any, source: Any, seed: int) -> tuple[list[Any], bool, int]:
-    """The newest image of every macro-step of one episode, whether it succeeded, and its env steps."""
+    """The newest images of every macro-step of one episode, whether it succeeded, and its env steps."""
     import torch
 
     from dsrl_offpolicy.contracts import observation_tensors
@@ -27,12 +34,12 @@ def watch(env: Any, base: Any, source: Any, seed: int) -> tuple[list[Any], bool,
     noise = NoiseStreams(base.latent_shape)
     noise.start(0, seed)
     obs, info = env.reset(seed=[seed])
-    images, ended = [obs["rgb"][0, -1, :, :, :3]], False
+    images, ended = [views(obs["rgb"][0, -1])], False
     while not ended:
         features = base.encode(observation_tensors(obs, "cpu"))
         chunk = base.decode(features, source(features, noise.draw(1)))[:, base.executed_rows]
         obs, _, terminated, truncated, info = env.step(chunk.numpy())
-        images.append(obs["rgb"][0, -1, :, :, :3].copy())
+        images.append(views(obs["rgb"][0, -1]))
         ended = bool(torch.as_tensor(terminated | truncated).any())
     return images, bool(info["success_once"][0]), int(info["episode_length"][0])
 
@@ -67,7 +74,8 @@ def main() -> int:
         for seed in evaluation_seeds(config.episodes):
             rows += [(name, *watch(env, base, source, seed)) for name, source in sources.items()]
     env.close()
-    figure, axes = pyplot.subplots(len(rows), FRAMES, figsize=(1.3 * FRAMES, 1.5 * len(rows)), squeeze=False)
+    height = 0.2 + 1.3 * (base.image_channels // 3)
+    figure, axes = pyplot.subplots(len(rows), FRAMES, figsize=(1.3 * FRAMES, height * len(rows)), squeeze=False)
     for line, (name, images, success, steps) in zip(axes, rows, strict=True):
         for place, axis in zip(np.linspace(0, len(images) - 1, FRAMES).round().astype(int), line, strict=True):
             axis.imshow(images[place])
