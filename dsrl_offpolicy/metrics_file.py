@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.plain import fits, shown
+from dsrl_offpolicy.plain import is_finite_number, shown
 
 NAME = "metrics.jsonl"
 
@@ -35,7 +34,7 @@ def metrics_row(line: str, where: str) -> dict[str, Any]:
     """
     row = json_object(line, where)
     for name, value in row.items():
-        if not fits(value, float) or not math.isfinite(value):
+        if not is_finite_number(value):
             raise InputError(f"{where}: {name}: expected a finite number, got {shown(value)}")
     return row
 

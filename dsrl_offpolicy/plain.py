@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -39,6 +40,11 @@ def fits(value: Any, hint: Any) -> bool:
             return not isinstance(value, bool) and abs(value) < 2**63
         return hint is float and isinstance(value, float)
     return hint is Any or isinstance(value, hint or types.NoneType)
+
+
+def is_finite_number(value: Any) -> bool:
+    """Whether a value is a number, not beyond 64 bits where it is whole, and neither NaN nor infinity."""
+    return fits(value, float) and math.isfinite(value)
 
 
 def check_fields(values: Any, hints: Mapping[str, Any], where: str, optional: Collection[str] = ()) -> None:

@@ -14,13 +14,13 @@ from dsrl_offpolicy.diagnostics.verdict import (
     Q_SLACK,
     Row,
     Verdict,
-    is_finite_number,
     judge,
     number,
     quarters,
     range_of_returns,
     too_early,
 )
+from dsrl_offpolicy.plain import is_finite_number
 
 LEAST_EFFECTIVE = 0.1
 """Share of the candidates below which the weights have collapsed onto a few."""

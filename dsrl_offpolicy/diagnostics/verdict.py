@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,16 +52,6 @@ def quarters(rows: Sequence[Row], metric: str) -> list[float]:
     values = [float(row[metric]) for row in rows]
     cuts = [round(len(values) * part / 4) for part in range(5)]
     return [statistics.median(values[cuts[i] : cuts[i + 1]]) for i in range(4)]
-
-
-def is_finite_number(value: Any) -> bool:
-    """Whether a value read from JSON is a number that a float can hold."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
 
 
 def number(value: float | int) -> str:

@@ -71,8 +71,8 @@ class OfflineRun:
         if due or self.stop.requested:
             self._save(state(), f"{step} of {total} gradient steps")
             self._saved = step
-        if self.stop.requested:
-            raise Interrupted(self.stop.requested, f"to go on: {self._command} --resume {self.tracker.path}")
+            if self.stop.requested:  # in here: a signal that comes after the question above is not saved yet
+                raise Interrupted(self.stop.requested, f"to go on: {self._command} --resume {self.tracker.path}")
 
     def snapshot(self) -> Mapping[str, Any]:
         """Where the loop stands."""

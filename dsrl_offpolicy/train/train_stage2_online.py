@@ -179,8 +179,8 @@ class Stage2:
                 if not finished and (stop.requested or (config.save_freq and counters.env_steps >= next_save)):
                     self._save_run(tracker, collector)
                     next_save += config.save_freq
-                if not finished and stop.requested:
-                    raise self._interrupted(stop, tracker)
+                    if stop.requested:  # in here: a signal that comes after the question above is not saved yet
+                        raise self._interrupted(stop, tracker)
 
     def _interrupted(self, stop: Interruption, tracker: Run) -> Interrupted:
         assert stop.requested is not None
