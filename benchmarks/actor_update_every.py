@@ -53,9 +53,9 @@ def step_times(run: Path, every: list[int]) -> dict[int, float]:
 
     from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
     from dsrl_offpolicy.buffers.replay_files import ReplayFiles
-    from dsrl_offpolicy.checkpoint import load_checkpoint
     from dsrl_offpolicy.configs.jobs import Stage2Config
     from dsrl_offpolicy.configs.loading import override, read_settings
+    from dsrl_offpolicy.files.checkpoint import load_checkpoint
     from dsrl_offpolicy.train.train_stage2_online import Stage2
 
     config: Any = override(Stage2Config, "stage2_online.yaml", read_settings(run / "config.yaml"), str(run))

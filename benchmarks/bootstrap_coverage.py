@@ -12,7 +12,7 @@ import argparse
 
 import numpy as np
 
-from dsrl_offpolicy.evaluation.aggregate import (
+from dsrl_offpolicy.analysis.aggregate import (
     estimates,
     interquartile_mean,
     mean_of_runs,

@@ -27,9 +27,10 @@ import torch
 from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
+from dsrl_offpolicy.commands import demos as generate_demos
 from dsrl_offpolicy.configs.jobs import DemosConfig, Stage0Config, Stage2Config
 from dsrl_offpolicy.models.latent_layout import LatentLayout
-from dsrl_offpolicy.train import generate_demos, pretrain_stage0
+from dsrl_offpolicy.train import pretrain_stage0
 from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
 
 CONFIG = Stage2Config()

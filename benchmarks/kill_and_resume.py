@@ -27,8 +27,9 @@ from typing import Any
 import torch
 
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
+from dsrl_offpolicy.commands import demos as generate_demos
 from dsrl_offpolicy.configs.jobs import DemosConfig, Stage0Config
-from dsrl_offpolicy.train import generate_demos, pretrain_stage0
+from dsrl_offpolicy.train import pretrain_stage0
 from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
 
 TASK = "reach-v3"

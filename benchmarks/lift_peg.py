@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dsrl_offpolicy.analysis.curves import plot_success
 from dsrl_offpolicy.evaluation.intervals import Interval, wilson_interval
-from dsrl_offpolicy.metrics_file import read_metrics
-from dsrl_offpolicy.reports.curves import plot_success
+from dsrl_offpolicy.files.metrics import read_metrics
 
 TASK = "LiftPegUpright-v1"
 WIDTHS = "--actor_hidden_dims 128 128 128 --critic_hidden_dims 128 128 128"

@@ -96,7 +96,8 @@ def main() -> int:
     from dsrl_offpolicy.configs.jobs import Stage2Config
     from dsrl_offpolicy.configs.loading import parse_job
     from dsrl_offpolicy.rollouts.collector import Collector
-    from dsrl_offpolicy.tracking import ProgressReport, Run
+    from dsrl_offpolicy.tracking.progress import ProgressReport
+    from dsrl_offpolicy.tracking.run import Run
     from dsrl_offpolicy.train.train_stage2_online import Stage2
 
     flags += ["--warmup_steps", arguments.warmup_steps, "--total_timesteps", arguments.total_timesteps]

@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dsrl_offpolicy.analysis.curves import plot_success
+from dsrl_offpolicy.commands import quickstart
 from dsrl_offpolicy.evaluation.intervals import Interval
-from dsrl_offpolicy.metrics_file import read_metrics
-from dsrl_offpolicy.reports.curves import plot_success
-from dsrl_offpolicy.train import quickstart
+from dsrl_offpolicy.files.metrics import read_metrics
 
 ROWS = {
     "base": "base policy (prior noise)",

@@ -10,21 +10,24 @@ from collections.abc import Sequence
 from dsrl_offpolicy.errors import did_you_mean
 
 COMMANDS = {
-    "quickstart": ("dsrl_offpolicy.train.quickstart", "demonstrations, Stages 0, 1, 2 and the final table"),
-    "demos": ("dsrl_offpolicy.train.generate_demos", "record scripted experts or motion plans"),
+    "quickstart": ("dsrl_offpolicy.commands.quickstart", "demonstrations, Stages 0, 1, 2 and the final table"),
+    "demos": ("dsrl_offpolicy.commands.demos", "record scripted experts or motion plans"),
     "pretrain": ("dsrl_offpolicy.train.pretrain_stage0", "Stage 0: base policy and action critic"),
     "stage1": (
         "dsrl_offpolicy.train.train_stage1_offline",
         "Stage 1: offline warm-start of the latent policy",
     ),
     "stage2": ("dsrl_offpolicy.train.train_stage2_online", "Stage 2: online SAC in latent space"),
-    "eval": ("dsrl_offpolicy.train.evaluate", "compare base, controls and latent policies"),
+    "eval": ("dsrl_offpolicy.commands.evaluate", "compare base, controls and latent policies"),
 }
 TOOLS = {
-    "compare": ("dsrl_offpolicy.train.compare", "RUN_DIR...: Stage 2 over seeds, groups of runs with intervals"),
-    "checkpoint": ("dsrl_offpolicy.train.inspect_checkpoint", "inspect FILE: what a checkpoint holds"),
+    "compare": (
+        "dsrl_offpolicy.commands.compare",
+        "RUN_DIR...: Stage 2 over seeds, groups with intervals",
+    ),
+    "checkpoint": ("dsrl_offpolicy.commands.checkpoint", "inspect FILE: what a checkpoint holds"),
     "doctor": (
-        "dsrl_offpolicy.train.doctor",
+        "dsrl_offpolicy.commands.doctor",
         "RUN_DIR: whether a run is healthy; env: whether an environment works here",
     ),
 }

@@ -138,7 +138,7 @@ def golden_files(tmp_path: Path) -> Path:
     """Real files of every kind, in the current format; the Stage 2 run among them can go on in its new place."""
     import yaml
 
-    from dsrl_offpolicy.formats import FORMAT_VERSION
+    from dsrl_offpolicy.files.formats import FORMAT_VERSION
 
     folder = tmp_path / "files"
     shutil.copytree(Path(__file__).parent / "golden" / f"format-{FORMAT_VERSION}", folder)

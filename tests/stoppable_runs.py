@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from dsrl_offpolicy.checkpoint import load_checkpoint
+from dsrl_offpolicy.commands import demos as generate_demos
 from dsrl_offpolicy.configs.jobs import DemosConfig, Stage0Config
-from dsrl_offpolicy.train import generate_demos, pretrain_stage0
+from dsrl_offpolicy.files.checkpoint import load_checkpoint
+from dsrl_offpolicy.train import pretrain_stage0
 
 TASK = "reach-v3"
 # 24 warm-up transitions, then 176 that earn 2 gradient steps each. Episodes have 5 macro-steps.

@@ -58,7 +58,7 @@ def main() -> int:
 
     after, count, name, minimum, *argv = sys.argv[1:]
     stop = stopping(after, int(count), lambda: os.killpg(os.getpgrp(), signal.Signals[name]))
-    with stop, mock.patch.dict("dsrl_offpolicy.train.quickstart.MINIMUM", json.loads(minimum)):
+    with stop, mock.patch.dict("dsrl_offpolicy.commands.quickstart.MINIMUM", json.loads(minimum)):
         return dsrl(argv)
 
 

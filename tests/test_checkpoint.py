@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from dsrl_offpolicy.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.files.checkpoint import load_checkpoint, load_weights, save_checkpoint
 
 CONTENT = {"weights": {"a": torch.arange(3.0)}, "steps": 7, "name": "x"}
 

@@ -17,8 +17,8 @@ from dsrl_offpolicy.base_policies.observation_encoder import ObservationEncoder
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, ShortcutFlowSpec
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
-from dsrl_offpolicy.checkpoint import load_weights, save_checkpoint
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.files.checkpoint import load_weights, save_checkpoint
 from dsrl_offpolicy.models.action_q_network import ActionQNetwork
 from dsrl_offpolicy.models.latent_layout import LatentLayout, squash
 from dsrl_offpolicy.models.latent_policy import LOG_SIGMA_MAX, Gaussian, LatentPolicy

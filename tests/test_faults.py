@@ -13,7 +13,7 @@ import pytest
 import torch
 from stoppable_runs import FLAGS, content, finish, rows, start, wait_for_rows
 
-from dsrl_offpolicy.checkpoint import load_checkpoint
+from dsrl_offpolicy.files.checkpoint import load_checkpoint
 
 
 def training_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:

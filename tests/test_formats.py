@@ -13,9 +13,9 @@ import yaml
 
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
-from dsrl_offpolicy.checkpoint import load_checkpoint, save_checkpoint
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.formats import FORMAT_VERSION, MIGRATIONS, NewerFormatError
+from dsrl_offpolicy.files.checkpoint import load_checkpoint, save_checkpoint
+from dsrl_offpolicy.files.formats import FORMAT_VERSION, MIGRATIONS, NewerFormatError
 from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
 
 GOLDEN = Path(__file__).parent / "golden"

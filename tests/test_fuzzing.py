@@ -26,14 +26,14 @@ from mutations import ODD_VALUES, damaged, restructured
 from dsrl_offpolicy.base_policies.loading import load_base_policy
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
-from dsrl_offpolicy.checkpoint import file_digest
+from dsrl_offpolicy.commands import checkpoint as inspect_checkpoint
 from dsrl_offpolicy.configs.jobs import Stage2Config
 from dsrl_offpolicy.configs.loading import parse_job, to_plain
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.formats import FORMAT_VERSION
-from dsrl_offpolicy.metrics_file import read_metrics
-from dsrl_offpolicy.tracking import Run
-from dsrl_offpolicy.train import inspect_checkpoint
+from dsrl_offpolicy.files.checkpoint import file_digest
+from dsrl_offpolicy.files.formats import FORMAT_VERSION
+from dsrl_offpolicy.files.metrics import read_metrics
+from dsrl_offpolicy.tracking.run import Run
 from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
 from dsrl_offpolicy.train.steering_files import load_steering
 from dsrl_offpolicy.train.train_stage2_online import Counters, Stage2

@@ -24,7 +24,8 @@ from tiny_worlds import TASK
 from dsrl_offpolicy import load_base_policy
 from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
-from dsrl_offpolicy.checkpoint import load_checkpoint, read_tensors
+from dsrl_offpolicy.commands import demos as generate_demos
+from dsrl_offpolicy.commands import evaluate, quickstart
 from dsrl_offpolicy.configs.jobs import (
     DemosConfig,
     EvalConfig,
@@ -34,14 +35,8 @@ from dsrl_offpolicy.configs.jobs import (
     Stage2Config,
 )
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.train import (
-    evaluate,
-    generate_demos,
-    pretrain_stage0,
-    quickstart,
-    train_stage1_offline,
-    train_stage2_online,
-)
+from dsrl_offpolicy.files.checkpoint import load_checkpoint, read_tensors
+from dsrl_offpolicy.train import pretrain_stage0, train_stage1_offline, train_stage2_online
 from dsrl_offpolicy.train.train_stage2_online import Stage2
 
 WIDTHS = {"actor_hidden_dims": (16,), "critic_hidden_dims": (16,)}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.plain import check_fields, fits, from_plain, reading, shown
+from dsrl_offpolicy.files.plain import check_fields, fits, from_plain, reading, shown
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ from stoppable_runs import assert_same, rows
 from stopped_job import start, stopping
 from tiny_worlds import TASK, TINY_BASE, TINY_STAGE1
 
-from dsrl_offpolicy.checkpoint import load_checkpoint
-from dsrl_offpolicy.train import demo_files, quickstart
+from dsrl_offpolicy.commands import quickstart
+from dsrl_offpolicy.files.checkpoint import load_checkpoint
+from dsrl_offpolicy.train import demo_files
 
 STAGE0_STEP = "dsrl_offpolicy.agents.awsc:AWSCAgent.update"
 ENCODER_STEP = "dsrl_offpolicy.agents.awsc:EncoderTraining.update"
@@ -246,9 +247,7 @@ def test_the_quickstart_goes_on_wherever_it_was_stopped(tmp_path, monkeypatch) -
     resume = ["quickstart", "--resume", folder]
     advice = f"to go on: dsrl quickstart --resume {folder}"
 
-    done = stop_here(
-        "dsrl_offpolicy.train.generate_demos:record_episode", 1, signal.SIGINT, [*flags, "--out", folder]
-    )
+    done = stop_here("dsrl_offpolicy.commands.demos:record_episode", 1, signal.SIGINT, [*flags, "--out", folder])
     assert done.status == 130 and done.error_lines[-1] == f"dsrl quickstart: stopped by SIGINT; {advice}"
     assert not list(folder.glob("demos*"))  # whole or not at all
 
@@ -268,7 +267,7 @@ def test_the_quickstart_goes_on_wherever_it_was_stopped(tmp_path, monkeypatch) -
     assert done.status == 143 and done.error_lines[-1] == f"dsrl quickstart: stopped by SIGTERM; {advice}"
 
     with stopping(STAGE1_STEP, 1, lambda: pytest.fail("Stage 1 was done")):
-        done = stop_here("dsrl_offpolicy.train.evaluate:summarise", 1, signal.SIGTERM, resume)
+        done = stop_here("dsrl_offpolicy.commands.evaluate:summarise", 1, signal.SIGTERM, resume)
     assert done.status == 143 and done.error_lines[-1] == f"dsrl quickstart: stopped by SIGTERM; {advice}"
 
     with stopping(STAGE2_STEP, 1, lambda: pytest.fail("Stage 2 was done")):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.formats import FORMAT_VERSION
+from dsrl_offpolicy.files.formats import FORMAT_VERSION
 from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
 
 

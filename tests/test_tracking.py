@@ -18,7 +18,8 @@ from tiny_worlds import snapshot
 from dsrl_offpolicy.configs.jobs import Stage2Config
 from dsrl_offpolicy.configs.loading import parse_job
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.tracking import ProgressReport, Run, create_run_folder
+from dsrl_offpolicy.tracking.progress import ProgressReport
+from dsrl_offpolicy.tracking.run import Run, create_run_folder
 
 CONFIG = Stage2Config(seed=4, out=Path("some/where"), actor_hidden_dims=(8, 4), learn_temperature=False)
 

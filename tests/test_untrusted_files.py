@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import dsrl_offpolicy
-from dsrl_offpolicy.checkpoint import file_digest
+from dsrl_offpolicy.files.checkpoint import file_digest
 
 PACKAGE = Path(dsrl_offpolicy.__file__).parent
 MARKER = "executed"

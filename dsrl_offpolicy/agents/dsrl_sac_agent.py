@@ -18,13 +18,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dsrl_offpolicy.agents.optimization import adam_state, gradient_step
-from dsrl_offpolicy.checkpoint import check_weights
 from dsrl_offpolicy.contracts import MacroBatch
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.files.checkpoint import check_weights
+from dsrl_offpolicy.files.plain import reading
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.models.latent_policy import Gaussian, LatentPolicy
 from dsrl_offpolicy.models.latent_q_network import LatentCritic
-from dsrl_offpolicy.plain import reading
 
 Metrics = dict[str, Tensor]
 Regularizer = Literal["entropy", "kl"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.plain import reading, shown
+from dsrl_offpolicy.files.plain import reading, shown
 
 
 def gradient_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

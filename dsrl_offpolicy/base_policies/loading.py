@@ -9,8 +9,8 @@ import torch
 from dsrl_offpolicy.base_policies.published import published_policy
 from dsrl_offpolicy.base_policies.published_layout import is_published
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
-from dsrl_offpolicy.checkpoint import check_kind, read_tensors
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.files.checkpoint import check_kind, read_tensors
 
 DEFAULT_WEIGHTS = "ema_agent.velocity_net"
 

@@ -17,8 +17,8 @@ from dsrl_offpolicy.base_policies.published_layout import (
     visual_layout,
 )
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, ShortcutFlowSpec
-from dsrl_offpolicy.checkpoint import load_weights
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.files.checkpoint import load_weights
 
 DEFAULT_OBS_HORIZON = 2
 DEFAULT_PRED_HORIZON = 16

@@ -12,13 +12,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dsrl_offpolicy.base_policies.observation_encoder import FEATURE_LIMIT, ObservationEncoder, check_images
-from dsrl_offpolicy.checkpoint import check_weights, load_weights
 from dsrl_offpolicy.contracts import BasePolicy, Observation
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.files.checkpoint import check_weights, load_weights
+from dsrl_offpolicy.files.plain import from_plain, reading, shown
 from dsrl_offpolicy.models.action_q_network import ActionQNetwork
 from dsrl_offpolicy.models.velocity import VelocityKind, build_velocity_network, integrate
 from dsrl_offpolicy.models.visual_encoder import VisualEncoder
-from dsrl_offpolicy.plain import from_plain, reading, shown
 
 RewardMode = Literal["sparse", "dense", "normalized_dense"]
 

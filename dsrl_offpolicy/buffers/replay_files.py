@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
-from dsrl_offpolicy.checkpoint import file_digest, load_checkpoint, save_checkpoint
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.plain import check_fields, reading, shown
+from dsrl_offpolicy.files.checkpoint import file_digest, load_checkpoint, save_checkpoint
+from dsrl_offpolicy.files.plain import check_fields, reading, shown
 
 _STATE = {"files": list[dict[str, Any]], "capacity": int, "total_added": int, "generator": torch.Tensor}
 _ENTRY = {"name": str, "start": int, "stop": int, "sha256": str}

@@ -17,7 +17,7 @@ import tyro
 import yaml
 
 from dsrl_offpolicy.errors import InputError, did_you_mean
-from dsrl_offpolicy.plain import shown
+from dsrl_offpolicy.files.plain import shown
 
 Config = TypeVar("Config")
 

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.plain import reading
+from dsrl_offpolicy.files.plain import reading
 
 SENSOR_GROUPS = ("sensor_data", "sensor_param")
 """Groups of ``obs`` that are not part of the state."""

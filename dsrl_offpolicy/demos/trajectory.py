@@ -15,7 +15,7 @@ import numpy as np
 
 from dsrl_offpolicy.demos.observations import LazyImages, check_numbers, find_images, read_poses, read_state
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.plain import check_fields, reading
+from dsrl_offpolicy.files.plain import check_fields, reading
 
 _ENV_INFO = {"env_id": str | None, "env_kwargs": dict[str, Any] | None, "max_episode_steps": int | None}
 _ENV_KWARGS = dict.fromkeys(("control_mode", "obs_mode", "reward_mode", "sim_backend"), str | None)

@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from dsrl_offpolicy.checkpoint import UNFINISHED
 from dsrl_offpolicy.configs.shared import OfflineConfig
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.plain import check_fields
+from dsrl_offpolicy.files.checkpoint import UNFINISHED
+from dsrl_offpolicy.files.plain import check_fields
 from dsrl_offpolicy.seeding import random_states
-from dsrl_offpolicy.tracking import Run
+from dsrl_offpolicy.tracking.run import Run
 from dsrl_offpolicy.train.interruption import Interrupted, Interruption
 from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
 from dsrl_offpolicy.train.run_state import check_log_and_random

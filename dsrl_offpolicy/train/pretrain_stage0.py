@@ -13,15 +13,16 @@ import torch
 from dsrl_offpolicy.agents.awsc import EncoderTraining
 from dsrl_offpolicy.base_policies.observation_encoder import ObservationEncoder
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
-from dsrl_offpolicy.checkpoint import file_digest, save_checkpoint
 from dsrl_offpolicy.configs.jobs import Stage0Config
 from dsrl_offpolicy.demos.windows import cut_windows, stack_images, stack_poses, stack_states
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, summarise
+from dsrl_offpolicy.files.checkpoint import file_digest, save_checkpoint
+from dsrl_offpolicy.files.plain import reading
 from dsrl_offpolicy.models.latent_sources import prior_source
-from dsrl_offpolicy.plain import reading
 from dsrl_offpolicy.seeding import restore_random_states, torch_generator
-from dsrl_offpolicy.tracking import ProgressReport, create_run_folder
+from dsrl_offpolicy.tracking.progress import ProgressReport
+from dsrl_offpolicy.tracking.run import create_run_folder
 from dsrl_offpolicy.train.demo_files import encode_demonstrations, load_demonstrations
 from dsrl_offpolicy.train.interruption import EvaluationStopped
 from dsrl_offpolicy.train.offline_run import OfflineRun, offline_run

@@ -13,9 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from dsrl_offpolicy.checkpoint import file_digest, load_checkpoint, save_checkpoint
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.formats import FORMAT_VERSION, NewerFormatError
+from dsrl_offpolicy.files.checkpoint import file_digest, load_checkpoint, save_checkpoint
+from dsrl_offpolicy.files.formats import FORMAT_VERSION, NewerFormatError
 
 LAST, PREVIOUS, MANIFEST = "last.pt", "previous.pt", "manifest.json"
 LIBRARIES = ("torch", "numpy", "gymnasium", "metaworld", "mani-skill")

@@ -16,7 +16,7 @@ from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
 from dsrl_offpolicy.configs.jobs import Stage2Config
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.plain import check_fields, reading, shown
+from dsrl_offpolicy.files.plain import check_fields, reading, shown
 from dsrl_offpolicy.train.wiring import build_layout
 
 STATE = {

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dsrl_offpolicy.checkpoint import save_checkpoint
 from dsrl_offpolicy.errors import InputError, NonFiniteError
+from dsrl_offpolicy.files.checkpoint import save_checkpoint
 
 SNAPSHOT = "non_finite.pt"
 

@@ -9,10 +9,10 @@ import torch
 
 from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
-from dsrl_offpolicy.checkpoint import load_weights
 from dsrl_offpolicy.configs.jobs import Stage2Config
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.files.checkpoint import load_weights
 from dsrl_offpolicy.seeding import torch_generator
 from dsrl_offpolicy.train.steering_files import load_steering
 from dsrl_offpolicy.train.wiring import build_layout, task_env_spec

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
-from dsrl_offpolicy.checkpoint import check_weights, load_checkpoint, load_weights, save_checkpoint
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.files.checkpoint import check_weights, load_checkpoint, load_weights, save_checkpoint
+from dsrl_offpolicy.files.plain import from_plain, reading, shown
 from dsrl_offpolicy.models.latent_layout import LatentLayout, SteerMode
 from dsrl_offpolicy.models.latent_policy import LatentPolicy
-from dsrl_offpolicy.plain import from_plain, reading, shown
 
 
 @dataclass(frozen=True)

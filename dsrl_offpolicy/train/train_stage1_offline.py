@@ -12,20 +12,21 @@ import torch
 from torch import Tensor
 
 from dsrl_offpolicy.agents.aw_mle import AWMLEAgent, CandidatePool
+from dsrl_offpolicy.analysis.live import HealthMonitor
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
-from dsrl_offpolicy.checkpoint import file_digest
 from dsrl_offpolicy.configs.jobs import Stage1Config
 from dsrl_offpolicy.demos.windows import cut_windows, split_episodes
-from dsrl_offpolicy.diagnostics.live import HealthMonitor
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, summarise
 from dsrl_offpolicy.evaluation.intervals import mean_interval
+from dsrl_offpolicy.files.checkpoint import file_digest
+from dsrl_offpolicy.files.plain import reading
 from dsrl_offpolicy.models.latent_q_network import LatentCritic
 from dsrl_offpolicy.models.latent_sources import policy_source
-from dsrl_offpolicy.plain import reading
 from dsrl_offpolicy.seeding import restore_random_states, torch_generator
-from dsrl_offpolicy.tracking import ProgressReport, create_run_folder
+from dsrl_offpolicy.tracking.progress import ProgressReport
+from dsrl_offpolicy.tracking.run import create_run_folder
 from dsrl_offpolicy.train.demo_files import encode_demonstrations, image_shape, load_demonstrations
 from dsrl_offpolicy.train.interruption import EvaluationStopped
 from dsrl_offpolicy.train.offline_run import OfflineRun, offline_run

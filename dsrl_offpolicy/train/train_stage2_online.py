@@ -15,19 +15,20 @@ import gymnasium as gym
 import torch
 
 from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
+from dsrl_offpolicy.analysis.curves import plot_stage2_run
+from dsrl_offpolicy.analysis.live import HealthMonitor
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
 from dsrl_offpolicy.configs.jobs import Stage2Config
 from dsrl_offpolicy.contracts import LatentSource, MacroBatch
-from dsrl_offpolicy.diagnostics.live import HealthMonitor
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import EvaluationSummary, evaluation_seeds, run_episodes, summarise
 from dsrl_offpolicy.models.latent_sources import policy_source, squashed_prior_source
-from dsrl_offpolicy.reports.curves import plot_stage2_run
 from dsrl_offpolicy.rollouts.collector import Collected, Collector
 from dsrl_offpolicy.seeding import numpy_generator, random_states, restore_random_states, torch_generator
-from dsrl_offpolicy.tracking import ProgressReport, Run, create_run_folder
+from dsrl_offpolicy.tracking.progress import ProgressReport
+from dsrl_offpolicy.tracking.run import Run, create_run_folder
 from dsrl_offpolicy.train.interruption import EvaluationStopped, Interrupted, Interruption
 from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
 from dsrl_offpolicy.train.run_state import check_run_state

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from dsrl_offpolicy import load_base_policy
 from dsrl_offpolicy.base_policies.shortcut_flow import DEFAULT_REWARDS, ShortcutFlowPolicy
-from dsrl_offpolicy.checkpoint import save_checkpoint
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.files.checkpoint import save_checkpoint
 
 WEIGHTS = ("agent.velocity_net", "agent.velocity_net_ema", "ema_agent.velocity_net", "ema_agent.velocity_net_ema")
 SMALL = Layout()

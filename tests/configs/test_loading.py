@@ -12,10 +12,10 @@ import yaml
 
 import dsrl_offpolicy
 from dsrl_offpolicy.cli import COMMANDS
+from dsrl_offpolicy.commands.quickstart import SCALED
 from dsrl_offpolicy.configs import jobs
 from dsrl_offpolicy.configs.loading import check_ranges, override, parse_job, to_plain
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.train.quickstart import SCALED
 
 PACKAGE = Path(dsrl_offpolicy.__file__).parent
 JOBS = {

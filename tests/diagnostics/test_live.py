@@ -5,7 +5,7 @@ from __future__ import annotations
 from run_rows import KL_RUN, stage2_rows, write_run
 from tiny_worlds import TINY_STAGE1
 
-from dsrl_offpolicy.diagnostics.live import EVERY_ROWS, HealthMonitor
+from dsrl_offpolicy.analysis.live import EVERY_ROWS, HealthMonitor
 
 
 def test_a_healthy_run_hears_nothing(capsys):

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 from run_rows import ENTROPY_RUN, KL_RUN, STAGE1_RUN, VERIFIED, stage1_rows, stage2_rows
 
+from dsrl_offpolicy.analysis.run_health import check_run
+from dsrl_offpolicy.analysis.stage2_health import settling_steps
+from dsrl_offpolicy.analysis.verdict import quarters, range_of_returns
 from dsrl_offpolicy.configs.jobs import Stage0Config
-from dsrl_offpolicy.diagnostics.run_health import check_run
-from dsrl_offpolicy.diagnostics.stage2_health import settling_steps
-from dsrl_offpolicy.diagnostics.verdict import quarters, range_of_returns
 
 # With the entropy regulariser: entropy falls to the target of auto, -0.5 * 32 = -16.
 ENTROPY_COURSE = {"entropy": lambda p: 38 - 54 * p, "kl": lambda p: 1 + 70 * p, "alpha": 0.1}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dsrl_offpolicy.evaluation.aggregate import (
+from dsrl_offpolicy.analysis.aggregate import (
     Estimate,
     area_under_curve,
     difference_of_means,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from dsrl_offpolicy.analysis.stage2_runs import Stage2Run, differing_settings, group_runs
 from dsrl_offpolicy.configs.jobs import Stage2Config
 from dsrl_offpolicy.configs.loading import to_plain
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.reports.stage2_runs import Stage2Run, differing_settings, group_runs
 
 TOLD_APART_BY_NOTHING = {
     "seed", "out", "resume", "device", "torch_threads", "track", "wandb_project", "log_freq", "save_freq",

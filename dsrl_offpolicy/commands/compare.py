@@ -15,18 +15,18 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.evaluation.aggregate import Estimate
-from dsrl_offpolicy.evaluation.comparison import Comparison, EvaluatedRun, GroupNumbers, compare
-from dsrl_offpolicy.reports.curves import plot_success
-from dsrl_offpolicy.reports.stage2_runs import (
+from dsrl_offpolicy.analysis.aggregate import Estimate
+from dsrl_offpolicy.analysis.comparison import Comparison, EvaluatedRun, GroupNumbers, compare
+from dsrl_offpolicy.analysis.curves import plot_success
+from dsrl_offpolicy.analysis.stage2_runs import (
     Stage2Run,
     check_distinct,
     differing_settings,
     group_runs,
     read_run,
 )
-from dsrl_offpolicy.train.one_line_parser import OneLineParser
+from dsrl_offpolicy.commands.arguments import OneLineParser
+from dsrl_offpolicy.errors import InputError
 
 PROG = "dsrl compare"
 FILES = ("compare.json", "compare.csv", "compare.png")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsrl_offpolicy.analysis.verdict import Row
 from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config, Stage2Config
 from dsrl_offpolicy.configs.loading import override, read_settings
-from dsrl_offpolicy.diagnostics.verdict import Row
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.metrics_file import json_object, read_metrics
+from dsrl_offpolicy.files.metrics import json_object, read_metrics
 
 StageConfig = Stage0Config | Stage1Config | Stage2Config
 

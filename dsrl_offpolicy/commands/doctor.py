@@ -13,11 +13,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dsrl_offpolicy.analysis.run_folder import RunFolder, read_run
+from dsrl_offpolicy.analysis.run_health import check_run
+from dsrl_offpolicy.analysis.verdict import Verdict
+from dsrl_offpolicy.commands.doctor_env import examine_environment
 from dsrl_offpolicy.configs.jobs import DoctorEnvConfig
-from dsrl_offpolicy.diagnostics.environment import examine_environment
-from dsrl_offpolicy.diagnostics.run_folder import RunFolder, read_run
-from dsrl_offpolicy.diagnostics.run_health import check_run
-from dsrl_offpolicy.diagnostics.verdict import Verdict
 from dsrl_offpolicy.envs.simulators import simulator_of
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError

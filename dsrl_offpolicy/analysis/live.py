@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dsrl_offpolicy.diagnostics.run_folder import StageConfig
-from dsrl_offpolicy.diagnostics.run_health import check_run
-from dsrl_offpolicy.diagnostics.verdict import Row, Verdict
+from dsrl_offpolicy.analysis.run_folder import StageConfig
+from dsrl_offpolicy.analysis.run_health import check_run
+from dsrl_offpolicy.analysis.verdict import Row, Verdict
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.metrics_file import read_metrics
+from dsrl_offpolicy.files.metrics import read_metrics
 
 EVERY_ROWS = 50
 """Rows after which a verdict that still fails is told again."""

@@ -12,7 +12,7 @@ from typing import Any
 from dsrl_offpolicy.configs.jobs import Stage2Config
 from dsrl_offpolicy.configs.loading import read_settings, to_plain
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.metrics_file import read_metrics
+from dsrl_offpolicy.files.metrics import read_metrics
 
 CHECKPOINTS = ("awsc_checkpoint", "stage1_checkpoint")
 BOOKKEEPING = (

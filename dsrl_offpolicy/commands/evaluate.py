@@ -22,7 +22,8 @@ from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.evaluation.episodes import EvaluationSummary, evaluation_seeds, run_episodes, summarise
 from dsrl_offpolicy.models.latent_sources import constant_source, policy_source, prior_source
 from dsrl_offpolicy.seeding import torch_generator
-from dsrl_offpolicy.tracking import ProgressReport, Run, create_run_folder
+from dsrl_offpolicy.tracking.progress import ProgressReport
+from dsrl_offpolicy.tracking.run import Run, create_run_folder
 from dsrl_offpolicy.train.steering_files import load_steering
 from dsrl_offpolicy.train.wiring import base_env_spec, check_fit, command, load_base, note_other_task, start_torch
 

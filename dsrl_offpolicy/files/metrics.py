@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.plain import is_finite_number, shown
+from dsrl_offpolicy.files.plain import is_finite_number, shown
 
 NAME = "metrics.jsonl"
 

@@ -13,6 +13,9 @@ from typing import Any, TypeVar
 
 import yaml
 
+from dsrl_offpolicy.analysis.curves import plot_stage2_run
+from dsrl_offpolicy.commands import demos as generate_demos
+from dsrl_offpolicy.commands import evaluate
 from dsrl_offpolicy.configs.jobs import (
     DemosConfig,
     EvalConfig,
@@ -24,16 +27,9 @@ from dsrl_offpolicy.configs.jobs import (
 from dsrl_offpolicy.configs.loading import override
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.intervals import Interval
-from dsrl_offpolicy.metrics_file import read_metrics
-from dsrl_offpolicy.reports.curves import plot_stage2_run
-from dsrl_offpolicy.tracking import Run, create_run_folder
-from dsrl_offpolicy.train import (
-    evaluate,
-    generate_demos,
-    pretrain_stage0,
-    train_stage1_offline,
-    train_stage2_online,
-)
+from dsrl_offpolicy.files.metrics import read_metrics
+from dsrl_offpolicy.tracking.run import Run, create_run_folder
+from dsrl_offpolicy.train import pretrain_stage0, train_stage1_offline, train_stage2_online
 from dsrl_offpolicy.train.interruption import Interrupted, Interruption
 from dsrl_offpolicy.train.offline_run import has_ended, saves_of
 from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints

@@ -26,9 +26,9 @@ from dsrl_offpolicy.base_policies.published_layout import (
     velocity_layout,
     visual_layout,
 )
-from dsrl_offpolicy.checkpoint import check_kind, read_tensors
+from dsrl_offpolicy.commands.arguments import OneLineParser
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.train.one_line_parser import OneLineParser
+from dsrl_offpolicy.files.checkpoint import check_kind, read_tensors
 
 PROG = "dsrl checkpoint"
 NETWORKS = {

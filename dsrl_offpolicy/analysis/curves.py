@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dsrl_offpolicy.evaluation.intervals import Interval
-from dsrl_offpolicy.metrics_file import read_metrics
+from dsrl_offpolicy.files.metrics import read_metrics
 
 
 def plot_success(

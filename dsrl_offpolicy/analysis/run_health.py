@@ -6,10 +6,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config, Stage2Config
-from dsrl_offpolicy.diagnostics.run_folder import StageConfig
-from dsrl_offpolicy.diagnostics.stage2_health import MOVED_KL, check_stage2
-from dsrl_offpolicy.diagnostics.verdict import (
+from dsrl_offpolicy.analysis.run_folder import StageConfig
+from dsrl_offpolicy.analysis.stage2_health import MOVED_KL, check_stage2
+from dsrl_offpolicy.analysis.verdict import (
     ENOUGH_ROWS,
     Q_SLACK,
     Row,
@@ -20,7 +19,8 @@ from dsrl_offpolicy.diagnostics.verdict import (
     range_of_returns,
     too_early,
 )
-from dsrl_offpolicy.plain import is_finite_number
+from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config, Stage2Config
+from dsrl_offpolicy.files.plain import is_finite_number
 
 LEAST_EFFECTIVE = 0.1
 """Share of the candidates below which the weights have collapsed onto a few."""

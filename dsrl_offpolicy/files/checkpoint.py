@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.formats import FORMAT_VERSION, migrate
-from dsrl_offpolicy.plain import READ_ERRORS, shown
+from dsrl_offpolicy.files.formats import FORMAT_VERSION, migrate
+from dsrl_offpolicy.files.plain import READ_ERRORS, shown
 
 UNFINISHED = "unfinished"
 """Folder, within that of a run of Stage 0 or 1, of the saves from which it goes on."""

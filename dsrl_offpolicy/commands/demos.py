@@ -20,7 +20,7 @@ from dsrl_offpolicy.envs.simulators import make_env, metaworld_tasks
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError, did_you_mean
 from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED, numpy_generator
-from dsrl_offpolicy.tracking import ProgressReport
+from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.train.wiring import command
 
 CONTROL_MODE = "pd_ee_delta_pos"

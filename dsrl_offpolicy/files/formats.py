@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.plain import shown
+from dsrl_offpolicy.files.plain import shown
 
 FORMAT_VERSION = 2
 """What is written."""

@@ -9,8 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.evaluation.aggregate import (
+from dsrl_offpolicy.analysis.aggregate import (
     BOOTSTRAP_SEED,
     CONFIDENCE,
     RESAMPLES,
@@ -26,6 +25,7 @@ from dsrl_offpolicy.evaluation.aggregate import (
     median_with_censoring,
     probability_of_improvement,
 )
+from dsrl_offpolicy.errors import InputError
 
 FEW = 10
 """Runs below which the percentile bootstrap's 95 % intervals are called too narrow (docs/statistics.md)."""

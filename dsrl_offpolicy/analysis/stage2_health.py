@@ -6,8 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from dsrl_offpolicy.configs.jobs import Stage2Config
-from dsrl_offpolicy.diagnostics.verdict import (
+from dsrl_offpolicy.analysis.verdict import (
     ENOUGH_ROWS,
     Q_SLACK,
     Row,
@@ -18,6 +17,7 @@ from dsrl_offpolicy.diagnostics.verdict import (
     range_of_returns,
     too_early,
 )
+from dsrl_offpolicy.configs.jobs import Stage2Config
 from dsrl_offpolicy.models.latent_policy import LOG_SIGMA_MAX
 
 EXPLODING_Q = "reduce critic_lr, increase tau"
