@@ -17,7 +17,7 @@ PACKAGE = Path(dsrl_offpolicy.__file__).parent
 # ``errors`` stands lowest, since every room raises them.
 LEVELS = [
     {"errors"},
-    {"files", "seeding"},
+    {"files", "registry", "seeding"},
     {"configs", "contracts"},
     {"tracking"},
     {"models", "buffers", "demos", "envs"},
