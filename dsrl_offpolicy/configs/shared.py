@@ -111,8 +111,11 @@ class SteeringConfig:
 class BasePolicyConfig:
     """The frozen base policy, and what a published checkpoint does not hold."""
 
+    base: str | None = None
+    """Base policy: a file of Stage 0 or a published AWSC checkpoint, kind:path, or module:Class[:argument] of your
+    own file."""
     awsc_checkpoint: Path | None = None
-    """Base policy and Q^A: a file of Stage 0, or a published AWSC checkpoint."""
+    """The seed's name for --base, for files."""
     weights: str = "ema_agent.velocity_net"
     """Weights to take from a published checkpoint: {agent,ema_agent}.{velocity_net,velocity_net_ema}."""
     obs_horizon: int | None = None
