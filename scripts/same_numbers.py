@@ -159,12 +159,12 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> Iterator[tuple[bool, st
     met = set()
     for path, leaf in a.items():
         tensor, (head, _, tail) = isinstance(leaf, torch.Tensor), path.partition("/")
-        if path in b:
-            other = path
-        elif tensor:
-            other = next((n for n in b if last_word(n) == last_word(path) and same(leaf, b[n])), None)
+        near = [] if path in b else [name for name in b if name.startswith(f"{head}/")]
+        if tensor:
+            moved = (name for name in near if last_word(name) == last_word(path) and same(leaf, b[name]))
         else:
-            other = next((n for n in b if n.startswith(f"{head}/") and n.endswith(f"/{tail}")), None)
+            moved = (name for name in near if name.endswith(f"/{tail}"))
+        other = path if path in b else next(moved, None)
         met.add(other)
         if other is None:
             yield tensor or head.startswith(("row ", "evaluation")), f"{path} is missing"
