@@ -40,11 +40,15 @@ Observation = Tensor | Mapping[str, Tensor]
 for a policy of images, ``[B, o, H, W, 3k]`` uint8 of k cameras under ``"rgb"``."""
 
 
-def observation_tensors(obs: Any, device: torch.device | str) -> Observation:
-    """What a vector environment returned (arrays or tensors, or a mapping of them) as tensors on the device."""
+def observation_tensors(obs: Any, device: torch.device | str) -> Any:
+    """What a vector environment returned (arrays or tensors, or a mapping of them) as tensors on the device.
+
+    A batch of strings, such as instructions, stays as it is.
+    """
     if isinstance(obs, Mapping):
-        return {name: torch.as_tensor(part, device=device) for name, part in obs.items()}
-    return torch.as_tensor(obs, device=device)
+        return {name: observation_tensors(part, device) for name, part in obs.items()}
+    is_text = isinstance(obs, list | tuple) and bool(obs) and isinstance(obs[0], str)
+    return obs if is_text else torch.as_tensor(obs, device=device)
 
 
 @dataclass(frozen=True)

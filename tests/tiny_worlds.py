@@ -13,6 +13,7 @@ from small_worlds import CountingEnv
 from torch import Tensor
 
 from dsrl_offpolicy.contracts import BasePolicy, Encoding, PolicyInfo
+from dsrl_offpolicy.envs.family import Capabilities, MacroVectorEnv
 from dsrl_offpolicy.envs.macro_step import MacroStepEnv
 from dsrl_offpolicy.envs.spec import EnvSpec
 
@@ -40,12 +41,20 @@ def snapshot(folder: Path) -> dict[str, str]:
     }
 
 
-class _PatientVectorEnv(SyncVectorEnv):
+class _PatientVectorEnv(SyncVectorEnv, MacroVectorEnv):
     """As the environments in processes: an ended one may be stepped, and ``MacroStepEnv`` stands still."""
+
+    capabilities = Capabilities()
+
+    def step_async(self, actions: Any) -> None:
+        self._chunks = actions
+
+    def step_wait(self) -> Any:
+        return self.step(self._chunks)
 
     def step(self, actions: Any) -> Any:
         self._autoreset_envs[:] = False
-        return super().step(actions)
+        return SyncVectorEnv.step(self, actions)
 
 
 def counting_vector(envs: Sequence[CountingEnv], spec: EnvSpec) -> SyncVectorEnv:

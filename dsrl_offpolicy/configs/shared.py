@@ -63,6 +63,8 @@ class SimulatorConfig:
 
     env_id: str = "pick-place-v3"
     """A MetaWorld or ManiSkill task, or any Gymnasium id with a Box action space."""
+    env_family: str = "auto"
+    """Who makes the environment: metaworld, maniskill, gymnasium, module:Class of your own, or auto by its id."""
     max_episode_steps: Steps | None = None
     """Env steps until truncation; default: the simulator's own limit."""
     num_envs: Count = 4

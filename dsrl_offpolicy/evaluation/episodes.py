@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 
 from dsrl_offpolicy.contracts import BasePolicy, Encoding, LatentSource, observation_tensors
+from dsrl_offpolicy.envs.family import MacroVectorEnv
 from dsrl_offpolicy.errors import NonFiniteError
 from dsrl_offpolicy.evaluation.intervals import Interval, mean_interval, wilson_interval
 from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED
@@ -97,7 +97,7 @@ def _outcome(seed: int, slot: int, info: Mapping[str, Any]) -> EpisodeOutcome:
 
 @torch.no_grad()
 def run_episodes(
-    env: gym.vector.VectorEnv,
+    env: MacroVectorEnv,
     base_policy: BasePolicy,
     latent_source: LatentSource,
     seeds: Sequence[int],
@@ -117,7 +117,7 @@ def run_episodes(
         NonFiniteError: actions or returns that are not finite, as observations and rewards make them.
     """
     slots = env.num_envs
-    batched = getattr(env, "batched", False)
+    batched = env.capabilities.batched
     noise = NoiseStreams(base_policy.info.latent_shape)
     outcomes: dict[int, EpisodeOutcome] = {}
     waiting = list(enumerate(seeds))[::-1]

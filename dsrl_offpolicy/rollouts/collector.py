@@ -9,13 +9,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
 
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.contracts import BasePolicy, Encoding, LatentSource, observation_tensors
+from dsrl_offpolicy.envs.family import MacroVectorEnv
 from dsrl_offpolicy.errors import NonFiniteError
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED
@@ -64,7 +64,7 @@ class Collector:
 
     def __init__(
         self,
-        env: gym.vector.VectorEnv,
+        env: MacroVectorEnv,
         base_policy: BasePolicy,
         layout: LatentLayout,
         buffer: MacroReplayBuffer,
@@ -115,7 +115,7 @@ class Collector:
             InputError: an environment process that is lost again and again.
         """
         assert self._latent is not None, "collect() follows launch()"
-        obs, reward, terminated, truncated, info = self._receive()
+        obs, reward, terminated, truncated, info = self.env.step_wait()
         encoding = self._encode(obs)
         lost = np.asarray(info.get("lost", np.zeros(self.env.num_envs, dtype=bool)))
         self._store(np.flatnonzero(~lost), reward, encoding.features, terminated, truncated, info["n_steps"])
@@ -183,7 +183,7 @@ class Collector:
                 begun = [t - (longest - count) for count in before]
                 chunks = [e.chunks[i] if i >= 0 else idle for e, i in zip(episodes, begun, strict=True)]
                 self._send_chunks(torch.stack(chunks))
-                obs, *_ = self._receive()
+                obs, *_ = self.env.step_wait()
         self.noise.set_state(state["noise"])
         self.starts.bit_generator.state = json.loads(state["starts"])
         self._encoding = self._encode(obs)
@@ -199,20 +199,8 @@ class Collector:
         return True
 
     def _send_chunks(self, chunks: Tensor) -> None:
-        batched = getattr(self.env, "batched", False)
-        self._send(chunks.to(self.device) if batched else chunks.cpu().numpy())
-
-    # Vector environments in this process (a simulator that is batched itself) have no asynchronous step.
-    def _send(self, actions: Tensor | np.ndarray) -> None:
-        if hasattr(self.env, "step_async"):
-            self.env.step_async(actions)
-        else:
-            self._pending = actions
-
-    def _receive(self) -> tuple:
-        if hasattr(self.env, "step_wait"):
-            return self.env.step_wait()
-        return self.env.step(self._pending)
+        batched = self.env.capabilities.batched
+        self.env.step_async(chunks.to(self.device) if batched else chunks.cpu().numpy())
 
     def _encode(self, obs: Any) -> Encoding:
         tensors = observation_tensors(obs, self.device)
@@ -226,4 +214,4 @@ class Collector:
         return torch.as_tensor(values, device=self.device).to(dtype)
 
     def _draw_seeds(self) -> list[int]:
-        return [int(s) for s in self.starts.integers(FIRST_EVALUATION_SEED, size=self.env.num_envs)]
+        return [int(s) for s in self.starts.integers(FIRST_EVALUATION_SEED, size=(self.env.num_envs,))]

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
 
 from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
@@ -21,7 +20,8 @@ from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
 from dsrl_offpolicy.configs.jobs import Stage2Config
 from dsrl_offpolicy.contracts import LatentSource, MacroBatch
-from dsrl_offpolicy.envs.vector import make_vector_env
+from dsrl_offpolicy.envs.family import MacroVectorEnv
+from dsrl_offpolicy.envs.vector import make_evaluation_env, make_vector_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import EvaluationSummary, evaluation_seeds, run_episodes, summarise
 from dsrl_offpolicy.models.latent_sources import policy_source, squashed_prior_source
@@ -107,7 +107,7 @@ class Stage2:
             evaluation_spec = base_env_spec(
                 self.base.info, rewards_of(self.base), config, end_on_success=config.eval_end_on_success
             )
-            eval_env = make_vector_env(evaluation_spec, config.num_envs) if config.eval_freq else None
+            eval_env = make_evaluation_env(env, evaluation_spec, config.num_envs) if config.eval_freq else None
             try:
                 self._loop(tracker, env, eval_env, state, stop)
             finally:
@@ -138,8 +138,8 @@ class Stage2:
     def _loop(
         self,
         tracker: Run,
-        env: gym.vector.VectorEnv,
-        eval_env: gym.vector.VectorEnv | None,
+        env: MacroVectorEnv,
+        eval_env: MacroVectorEnv | None,
         state: dict[str, Any] | None,
         stop: Interruption,
     ) -> None:
@@ -250,7 +250,7 @@ class Stage2:
         shown |= {"env/s": rates["env_steps_per_s"], "grad/s": rates["gradient_steps_per_s"]}
         progress.report(counters.env_steps, shown)
 
-    def _evaluate(self, tracker: Run, env: gym.vector.VectorEnv, collector: Collector, stop: Interruption) -> None:
+    def _evaluate(self, tracker: Run, env: MacroVectorEnv, collector: Collector, stop: Interruption) -> None:
         """Evaluate the policy. A signal ends the run here, saved so that it goes on with this evaluation."""
         config = self.config
         policy = policy_source(self.agent.actor, deterministic=config.eval_deterministic)

@@ -18,10 +18,9 @@ from dsrl_offpolicy.base_policies.loading import load_base_policy
 from dsrl_offpolicy.configs.loading import check_ranges, override, parse_job, read_settings
 from dsrl_offpolicy.configs.shared import BasePolicyConfig, JobConfig, SimulatorConfig, SteeringConfig
 from dsrl_offpolicy.contracts import BasePolicy, PolicyInfo, RewardTerms
-from dsrl_offpolicy.envs.maniskill import DEFAULT_CONTROL_MODE
-from dsrl_offpolicy.envs.simulators import simulator_of
+from dsrl_offpolicy.envs.family import EnvFacts, find_family
 from dsrl_offpolicy.envs.spec import EnvSpec
-from dsrl_offpolicy.envs.vector import EnvFacts, inspect_env
+from dsrl_offpolicy.envs.vector import inspect_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.seeding import seed_everything
@@ -156,7 +155,7 @@ def task_env_spec(info: PolicyInfo, config: SimulatorConfig, **values: Any) -> E
         )
     if obs_mode != info.obs_mode:
         raise InputError(f"obs_mode: expected {info.obs_mode} as the base policy was trained with, got {obs_mode}")
-    if simulator_of(config.env_id) == "maniskill":
+    if "control_mode" in find_family(config.env_id, config.env_family).settings:
         control_mode = control_mode_of(info, config)
     return EnvSpec(
         config.env_id,
@@ -169,6 +168,7 @@ def task_env_spec(info: PolicyInfo, config: SimulatorConfig, **values: Any) -> E
         image_size=config.image_size or info.image_size,
         robot_uids=config.robot_uids,
         timeout=config.env_timeout,
+        env_family=config.env_family,
         **values,
     )
 
@@ -179,7 +179,7 @@ def control_mode_of(info: PolicyInfo, config: SimulatorConfig) -> str | None:
     Raises:
         InputError: the setting contradicts the base policy.
     """
-    default = DEFAULT_CONTROL_MODE if simulator_of(config.env_id) == "maniskill" else None
+    default = find_family(config.env_id, config.env_family).default_control_mode
     trained = info.control_mode or config.control_mode or default
     if config.control_mode not in (None, trained):
         raise InputError(
@@ -231,7 +231,7 @@ def check_fit(info: PolicyInfo, env_spec: EnvSpec) -> EnvFacts:
     return facts
 
 
-def _check_images(info: PolicyInfo, env_id: str, shape: tuple[int, int, int], cameras: tuple[str, ...]) -> None:
+def _check_images(info: PolicyInfo, env_id: str, shape: tuple[int, ...], cameras: tuple[str, ...]) -> None:
     size, channels = shape[:2], shape[2]
     if channels != info.image_channels:
         raise InputError(
