@@ -17,7 +17,7 @@ PACKAGE = Path(dsrl_offpolicy.__file__).parent
 # ``errors`` stands lowest, since every room raises them.
 LEVELS = [
     {"errors"},
-    {"files", "registry", "seeding"},
+    {"files", "registry", "rewards", "seeding"},
     {"configs", "contracts"},
     {"tracking"},
     {"models", "buffers", "demos", "envs"},
