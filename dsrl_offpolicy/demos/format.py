@@ -159,7 +159,9 @@ def _check(where: str, trajectory: Trajectory, wanted: Wanted) -> None:
         if array.ndim != (1 if layout == "[n]" else 2):
             raise InputError(f"{where}: expected {layout} in {name!r}, got shape {array.shape}")
         if dtype == np.float32 and not np.isfinite(array).all():
-            raise InputError(f"{where}: expected finite numbers in {name!r}, got NaN or infinity")
+            raise InputError(
+                f"{where}: expected finite float32 numbers in {name!r}, got NaN, infinity or larger ones"
+            )
     if (largest := np.abs(trajectory.actions).max()) > 1 + 1e-4:
         raise InputError(f"{where}: expected actions in [-1, 1], got up to {largest:.3g}")
     images = trajectory.images

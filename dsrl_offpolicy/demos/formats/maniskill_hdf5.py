@@ -60,7 +60,9 @@ class ManiSkillHDF5(DemoFormat):
         """Read the trajectories in the integer order of ``traj_i``."""
         with _opened(path) as file:
             for name, group in _groups(path, file):
-                yield name, _read(f"{path}: {name}", path, group, wanted)
+                with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite, and is refused
+                    trajectory = _read(f"{path}: {name}", path, group, wanted)
+                yield name, trajectory
 
 
 @contextlib.contextmanager
@@ -133,7 +135,10 @@ def _read_field(where: str, group: h5py.Group, field: str, dtype: type) -> np.nd
         kind = "none" if item is None else "an empty group" if not len(item) else "a group"
         raise InputError(f"{where}: expected a data set {field!r}, got {kind}")
     check_numbers(where, field, item)
-    return np.asarray(item[()]).astype(dtype)
+    array = np.asarray(item[()])
+    if dtype is np.bool_ and not np.isfinite(array).all():  # NaN would be true
+        raise InputError(f"{where}: expected true or false in {field!r}, got NaN or infinity")
+    return array.astype(dtype)
 
 
 def check_new_file(path: Path) -> None:
