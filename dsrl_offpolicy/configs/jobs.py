@@ -89,7 +89,9 @@ class Stage0Config(OfflineConfig, SimulatorConfig):
     """dsrl pretrain: the AWSC base policy and its action critic, from demonstrations."""
 
     demo_path: Path | None = None
-    """ManiSkill-layout HDF5 file (its JSON beside it)."""
+    """File of demonstrations: ManiSkill's HDF5 (its JSON beside it), or of another format."""
+    demo_format: str = "auto"
+    """Format of that file: a known one, or module:Class of your own; auto asks the known ones."""
     num_demos: Count | None = None
     """Use only the first so many trajectories."""
     obs_horizon: Count = 1
@@ -159,7 +161,9 @@ class Stage1Config(OfflineConfig, EvaluationConfig, SteeringConfig, BasePolicyCo
     """dsrl stage1: warm-start of the latent policy by advantage-weighted likelihood, offline."""
 
     demo_path: Path | None = None
-    """ManiSkill-layout HDF5 file (its JSON beside it)."""
+    """File of demonstrations: ManiSkill's HDF5 (its JSON beside it), or of another format."""
+    demo_format: str = "auto"
+    """Format of that file: a known one, or module:Class of your own; auto asks the known ones."""
     num_demos: Count | None = None
     """Use only the first so many trajectories."""
     total_iters: Steps = 100000

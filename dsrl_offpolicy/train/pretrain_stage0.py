@@ -17,13 +17,17 @@ from dsrl_offpolicy.configs.jobs import Stage0Config
 from dsrl_offpolicy.demos.windows import cut_windows, stack_images, stack_poses, stack_states
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, summarise
-from dsrl_offpolicy.files.checkpoint import file_digest, save_checkpoint
+from dsrl_offpolicy.files.checkpoint import save_checkpoint
 from dsrl_offpolicy.files.plain import reading
 from dsrl_offpolicy.models.latent_sources import prior_source
 from dsrl_offpolicy.seeding import restore_random_states, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.tracking.run import create_run_folder
-from dsrl_offpolicy.train.demo_files import encode_demonstrations, load_demonstrations
+from dsrl_offpolicy.train.demonstrations import (
+    demonstrations_digest,
+    encode_demonstrations,
+    load_demonstrations,
+)
 from dsrl_offpolicy.train.interruption import EvaluationStopped
 from dsrl_offpolicy.train.offline_run import OfflineRun, offline_run
 from dsrl_offpolicy.train.stage0_parts import base_spec, build_agent, to_batch, window_spec
@@ -49,7 +53,7 @@ class Stage0:
         self.config = config
         self.resume = resume
         self.device = device = start_torch(config)
-        what = "an HDF5 file of demonstrations (dsrl demos writes one)"
+        what = "a file of demonstrations (dsrl demos writes one)"
         self.demos = load_demonstrations(
             config,
             require_file(config.demo_path, "demo_path", what),
@@ -76,7 +80,7 @@ class Stage0:
         config = self.config
         default = f"dsrl_offpolicy_stage0-{config.env_id}-seed{config.seed}"
         folder = self.resume or create_run_folder(config.out, default)
-        same = {"device": self.device.type, "demonstrations": file_digest(self.demos.path)}
+        same = {"device": self.device.type, "demonstrations": demonstrations_digest(config)}
         with offline_run(folder, config, "dsrl pretrain", same, resume=self.resume is not None) as run:
             if self.spec.image_channels and (run.state is None or run.state["encoder_training"] is not None):
                 self._train_encoder(run)

@@ -20,14 +20,17 @@ from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, summarise
 from dsrl_offpolicy.evaluation.intervals import mean_interval
-from dsrl_offpolicy.files.checkpoint import file_digest
 from dsrl_offpolicy.files.plain import reading
 from dsrl_offpolicy.models.latent_q_network import LatentCritic
 from dsrl_offpolicy.models.latent_sources import policy_source
 from dsrl_offpolicy.seeding import restore_random_states, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.tracking.run import create_run_folder
-from dsrl_offpolicy.train.demo_files import encode_demonstrations, image_shape, load_demonstrations
+from dsrl_offpolicy.train.demonstrations import (
+    demonstrations_digest,
+    encode_demonstrations,
+    load_demonstrations,
+)
 from dsrl_offpolicy.train.interruption import EvaluationStopped
 from dsrl_offpolicy.train.offline_run import OfflineRun, offline_run
 from dsrl_offpolicy.train.stage0_parts import window_spec
@@ -162,10 +165,9 @@ class Stage1:
 
     def _same(self) -> dict[str, str]:
         """What must not have changed when the run goes on. A digest reads the demonstrations once more."""
-        assert self.config.demo_path is not None
         return {
             "device": self.device.type,
-            "demonstrations": file_digest(self.config.demo_path.expanduser()),
+            "demonstrations": demonstrations_digest(self.config),
             "base": self.base.fingerprint() + self.action_critic.fingerprint(),
         }
 
@@ -234,9 +236,9 @@ def _critic_of(base: BasePolicy) -> ActionCritic:
 def load_states(config: Stage1Config, base: BasePolicy, device: torch.device) -> tuple[Tensor, Tensor]:
     """Features of the demonstrations' frame stacks, ``[N, D]``: to train on, and held out."""
     info = base.info
-    path = require_file(config.demo_path, "demo_path", "an HDF5 file of demonstrations (dsrl demos writes one)")
+    path = require_file(config.demo_path, "demo_path", "a file of demonstrations (dsrl demos writes one)")
     demos = load_demonstrations(config, path, obs_mode=info.obs_mode, control_mode=control_mode_of(info, config))
-    shape = image_shape(demos)
+    shape = demos.image_shape
     if shape is not None and shape[2] != info.image_channels:
         raise InputError(
             f"demo_path: expected images of {info.image_channels // 3} cameras as in the base policy, "
