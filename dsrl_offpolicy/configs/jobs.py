@@ -318,6 +318,8 @@ class DoctorEnvConfig:
 
     env_id: str = "pick-place-v3"
     """A MetaWorld or ManiSkill task, or any Gymnasium id with a Box action space."""
+    env_family: str = "auto"
+    """Who makes the environment: metaworld, maniskill, gymnasium, module:Class of your own, or auto by its id."""
     control_mode: str | None = None
     """ManiSkill's controller; default: pd_ee_delta_pose."""
     sim_backend: Literal["auto", "physx_cpu", "physx_cuda"] = "auto"

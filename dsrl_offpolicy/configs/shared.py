@@ -63,6 +63,8 @@ class SimulatorConfig:
 
     env_id: str = "pick-place-v3"
     """A MetaWorld or ManiSkill task, or any Gymnasium id with a Box action space."""
+    env_family: str = "auto"
+    """Who makes the environment: metaworld, maniskill, gymnasium, module:Class of your own, or auto by its id."""
     max_episode_steps: Steps | None = None
     """Env steps until truncation; default: the simulator's own limit."""
     num_envs: Count = 4
@@ -113,8 +115,11 @@ class SteeringConfig:
 class BasePolicyConfig:
     """The frozen base policy, and what a published checkpoint does not hold."""
 
+    base: str | None = None
+    """Base policy: a file of Stage 0 or a published AWSC checkpoint, kind:path, or module:Class[:argument] of your
+    own file."""
     awsc_checkpoint: Path | None = None
-    """Base policy and Q^A: a file of Stage 0, or a published AWSC checkpoint."""
+    """The seed's name for --base, for files."""
     weights: str = "ema_agent.velocity_net"
     """Weights to take from a published checkpoint: {agent,ema_agent}.{velocity_net,velocity_net_ema}."""
     obs_horizon: Count | None = None

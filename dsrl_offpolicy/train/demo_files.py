@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config
 from dsrl_offpolicy.demos.trajectory import Demonstrations, read_demonstrations
-from dsrl_offpolicy.envs.simulators import check_env_id, simulator_of
+from dsrl_offpolicy.envs.family import EnvFamily, find_family
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.vector import inspect_env
 from dsrl_offpolicy.errors import InputError
@@ -46,7 +46,7 @@ def load_demonstrations(
     Raises:
         InputError: another task, control mode, observation mode or reward mode; a file or field that is missing.
     """
-    check_env_id(config.env_id)
+    family = find_family(config.env_id, config.env_family)
     rewards = reward_mode if reward_mode != "sparse" else None
     look = read_demonstrations(path, need_rewards=rewards is not None, limit=1)
     look.expect(env_id=config.env_id, control_mode=control_mode, obs_mode=obs_mode, reward_mode=rewards)
@@ -60,7 +60,7 @@ def load_demonstrations(
         raise InputError(f"obs_mode: expected demonstrations recorded with state or rgb, {path} has {obs_mode}")
     keys = cameras = None
     if obs_mode == "rgb":
-        keys, cameras = _order_in_environment(config, control_mode or look.control_mode or None)
+        keys, cameras = _order_in_environment(config, family, control_mode or look.control_mode or None)
     demos = read_demonstrations(
         path,
         need_rewards=rewards is not None,
@@ -70,12 +70,12 @@ def load_demonstrations(
         cameras=cameras,
         limit=config.num_demos,
     )
-    _note_time_limit(demos, config.max_episode_steps)
+    _note_time_limit(demos, family.time_limit(EnvSpec(config.env_id, max_episode_steps=config.max_episode_steps)))
     return demos
 
 
 def _order_in_environment(
-    config: Stage0Config | Stage1Config, control_mode: str | None
+    config: Stage0Config | Stage1Config, family: EnvFamily, control_mode: str | None
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
     """The parts of the state and the cameras, as the environment orders them."""
     facts = inspect_env(
@@ -86,19 +86,15 @@ def _order_in_environment(
             sim_backend=config.sim_backend,
             render_backend=config.render_backend,
             robot_uids=config.robot_uids,
-            reward_mode="sparse" if simulator_of(config.env_id) == "maniskill" else "dense",
+            reward_mode=family.common_reward_mode,
+            env_family=config.env_family,
         )
     )
     return facts.state_keys, facts.cameras
 
 
-def _note_time_limit(demos: Demonstrations, given: int | None) -> None:
+def _note_time_limit(demos: Demonstrations, limit: int | None) -> None:
     """Tell the user where episodes will end before a typical demonstration does."""
-    if simulator_of(demos.env_id) != "maniskill":
-        return
-    from dsrl_offpolicy.envs.maniskill import time_limit
-
-    limit = time_limit(EnvSpec(demos.env_id, max_episode_steps=given))
     median = int(np.median([len(t) for t in demos.trajectories]))
     if limit is not None and median > limit:
         print(
