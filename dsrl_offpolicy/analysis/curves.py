@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dsrl_offpolicy.analysis.run_folder import read_runs
 from dsrl_offpolicy.evaluation.intervals import Interval
-from dsrl_offpolicy.files.metrics import read_metrics
 
 
 def plot_success(
@@ -49,9 +49,9 @@ def plot_success(
 
 def plot_stage2_run(folder: Path, levels: Mapping[str, Interval], title: str) -> Path | None:
     """``learning_curve.png`` of a Stage 2 run folder; None where it holds no evaluation."""
-    rows = [row for row in read_metrics(folder) if "success_once_low" in row]
-    if not rows:
+    (run,) = read_runs(folder)
+    if not run.evaluations:
         return None
     path = folder / "learning_curve.png"
-    plot_success(path, {"stage 2": rows}, levels, title)
+    plot_success(path, {"stage 2": run.evaluations}, levels, title)
     return path

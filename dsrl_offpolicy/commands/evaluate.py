@@ -88,7 +88,7 @@ def _evaluate_all(
         def evaluate(name: str, source: LatentSource) -> None:
             outcomes = run_episodes(env, base, source, evaluation_seeds(config.episodes), device)
             results[name] = summarise(outcomes)
-            tracker.log({f"{name}/success_once": results[name].success_once.value}, {"row": len(results)})
+            tracker.log("eval", {f"{name}/success_once": results[name].success_once.value}, {"row": len(results)})
             progress.report(len(results), {name: results[name].success_once.value})
 
         for name, source in sources.items():
@@ -114,18 +114,12 @@ def _best_constant(
     return best
 
 
-_COLUMNS = ("success_once", "success_at_end", "episode_return", "length")
-
-
 def write_table(folder: Path, results: Mapping[str, EvaluationSummary]) -> None:
     """``evaluation.csv`` (a row a policy) and ``evaluation.json``."""
     rows: list[dict[str, Any]] = []
     for name, result in results.items():
-        row: dict[str, Any] = {"policy": name, "episodes": result.episodes}
-        for column in _COLUMNS:
-            interval = getattr(result, column)
-            row |= {column: interval.value, f"{column}_low": interval.low, f"{column}_high": interval.high}
-        rows.append(row)
+        numbers = {column.replace("return", "episode_return"): value for column, value in result.row().items()}
+        rows.append({"policy": name, "episodes": result.episodes, **numbers})
     with (folder / "evaluation.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()

@@ -38,6 +38,14 @@ class EvaluationSummary:
     episode_return: Interval
     length: Interval
 
+    def row(self) -> dict[str, float]:
+        """Return the evaluation as a row of metrics: every number, with its interval as ``_low`` and ``_high``."""
+        named = {
+            "success_once": self.success_once, "success_at_end": self.success_at_end,
+            "return": self.episode_return, "length": self.length,
+        }  # fmt: skip
+        return {name: value for name, interval in named.items() for name, value in interval.named(name).items()}
+
 
 def evaluation_seeds(episodes: int) -> list[int]:
     """Return the starts on which results are reported: the same for every policy."""

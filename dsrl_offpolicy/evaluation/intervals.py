@@ -16,9 +16,9 @@ class Interval:
     low: float
     high: float
 
-    def overlaps(self, other: Interval) -> bool:
-        """Whether the two intervals share a point."""
-        return self.low <= other.high and other.low <= self.high
+    def named(self, name: str) -> dict[str, float]:
+        """Return ``name``, ``name_low`` and ``name_high``."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:

@@ -94,9 +94,7 @@ class Stage1:
                     env.close()
             self._save(run.tracker.checkpoints / "last.pt")
             verification = verify(self.agent, self.held_out, config)
-            run.tracker.log(
-                {f"verification/{k}": v for k, v in verification.items()}, {"gradient_steps": self.step}
-            )
+            run.tracker.log("diag", verification, {"gradient_steps": self.step})
             run.tracker.write_summary(
                 {
                     "gradient_steps": self.step,
@@ -130,8 +128,8 @@ class Stage1:
                 metrics = self.agent.update(self.states[index], pool.draw(index) if pool else None)
                 self.step += 1
                 if self.step % config.log_freq == 0 or self.step == total:
-                    row = run.tracker.log(metrics, {"gradient_steps": self.step})
-                    health.observe({"gradient_steps": self.step, **row})
+                    row = run.tracker.log("stage1", metrics, {"gradient_steps": self.step})
+                    health.observe(row)
                     shown = ("nll_loss", "kl_loss", "eff_num", "corr_A_logprob")
                     progress.report(self.step, {name: row[name] for name in shown})
 
@@ -149,12 +147,7 @@ class Stage1:
         except EvaluationStopped:
             return
         summary = summarise(outcomes)
-        row = {
-            "success_once": summary.success_once.value,
-            "success_at_end": summary.success_at_end.value,
-            "return": summary.episode_return.value,
-        }
-        run.tracker.log(row, {"gradient_steps": self.step}, "eval")
+        row = run.tracker.log("eval", summary.row(), {"gradient_steps": self.step})
         self.evaluated, self.evaluation = self.step, asdict(summary)
         if row["success_once"] > self.best:
             self.best = row["success_once"]
