@@ -33,7 +33,8 @@ def plot_success(
     for number, (name, level) in enumerate(levels.items()):
         color = f"C{7 - number}"
         axes.axhline(level.value, color=color, linestyle="--", label=f"{name}: {100 * level.value:.0f} %")
-        axes.axhspan(level.low, level.high, color=color, alpha=0.12, linewidth=0)
+        if level.low is not None and level.high is not None:
+            axes.axhspan(level.low, level.high, color=color, alpha=0.12, linewidth=0)
     for number, (name, rows) in enumerate(curves.items()):
         x = [row["env_steps"] for row in rows]
         axes.plot(x, [row["success_once"] for row in rows], marker="o", color=f"C{number}", label=name)

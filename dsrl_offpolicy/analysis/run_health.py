@@ -108,9 +108,10 @@ def _policy_above_prior(summary: Mapping[str, Any]) -> Verdict:
     found = summary.get("verification")
     names = ("q_prior", "q_policy", "difference", "difference_low", "difference_high")
     if not isinstance(found, dict) or not all(is_finite_number(found.get(name)) for name in names):
-        return Verdict(
-            "policy_above_prior", None, "not enough data yet: no verification in summary.json", expected
-        )
+        what = "no interval of the difference" if isinstance(found, dict) else "no verification"
+        return Verdict("policy_above_prior", None, f"not enough data: {what} in summary.json", expected)
+    if found.get("states") == 1:  # of an earlier version, which gave one state an interval without width
+        return Verdict("policy_above_prior", None, "not enough data: one held-out state", expected)
     values = {name: float(found[name]) for name in names}
     text = (
         f"{number(values['q_policy'])} against {number(values['q_prior'])}, difference "

@@ -15,7 +15,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dsrl_offpolicy.analysis.aggregate import Estimate
 from dsrl_offpolicy.analysis.comparison import Comparison, EvaluatedRun, GroupNumbers, compare
 from dsrl_offpolicy.analysis.curves import plot_success
 from dsrl_offpolicy.analysis.run_folder import RATES, RunFolder
@@ -27,6 +26,7 @@ from dsrl_offpolicy.analysis.stage2_runs import (
 )
 from dsrl_offpolicy.commands.arguments import OneLineParser
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.evaluation.intervals import Interval
 
 PROG = "dsrl compare"
 FILES = ("compare.json", "compare.csv", "compare.png")
@@ -187,7 +187,7 @@ def _heading(names: Sequence[str]) -> tuple[str, list[str]]:
     return "group", list(names)
 
 
-def _percent(estimate: Estimate, sign: str = "") -> str:
+def _percent(estimate: Interval, sign: str = "") -> str:
     value = f"{100 * estimate.value:{sign}.1f}"
     if estimate.low is None or estimate.high is None:
         return value

@@ -319,18 +319,16 @@ def pool_size(config: Stage1Config, states: int, floats: int) -> int:
 
 def verify(agent: AWMLEAgent, states: Tensor, config: Stage1Config) -> dict[str, float]:
     """The seed's check: E[Q(s, w)] under policy and prior on held-out states, with the 95 % interval (Student's t
-    over states) of their paired difference."""
+    over states) of their paired difference; a single state has none."""
     generator = torch_generator(config.seed, "stage1_verification", states.device)
     count = min(config.verify_states, len(states))
     chosen = states[torch.randperm(len(states), generator=generator, device=states.device)[:count]]
     prior, policy = agent.paired_q(chosen, config.verify_samples)
-    difference = mean_interval((policy - prior).cpu().numpy())
+    difference = mean_interval((policy - prior).cpu().numpy()).named("difference")
     return {
         "q_prior": float(prior.mean()),
         "q_policy": float(policy.mean()),
-        "difference": difference.value,
-        "difference_low": difference.low,
-        "difference_high": difference.high,
+        **{name: value for name, value in difference.items() if value is not None},
         "states": float(count),
     }
 

@@ -40,7 +40,7 @@ def test_mean_interval_is_students_t():
 
 
 def test_mean_interval_without_spread_is_a_point():
-    assert mean_interval(np.array([4.0])) == Interval(4.0, 4.0, 4.0)
+    assert mean_interval(np.array([4.0])) == Interval(4.0, None, None)  # one value says nothing of its spread
     assert mean_interval(np.array([4.0, 4.0, 4.0])) == Interval(4.0, 4.0, 4.0)
 
 
