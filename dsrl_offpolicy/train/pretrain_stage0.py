@@ -136,7 +136,7 @@ class Stage0:
                 )
                 self.step += 1
                 if self.step % config.log_freq == 0 or self.step == config.encoder_iters:
-                    row = run.tracker.log(metrics, {"gradient_steps": self.step}, "encoder")
+                    row = run.tracker.log("encoder", metrics, {"gradient_steps": self.step})
                     progress.report(self.step, {k: row[k] for k in metrics})
         self.encoder_training, self.step = None, 0
 
@@ -157,7 +157,7 @@ class Stage0:
                 metrics = self.agent.update(data.gather(index))
                 self.step += 1
                 if self.step % config.log_freq == 0 or self.step == total:
-                    row = run.tracker.log(metrics, {"gradient_steps": self.step})
+                    row = run.tracker.log("stage0", metrics, {"gradient_steps": self.step})
                     progress.report(self.step, {k: row[k] for k in ("flow_loss", "critic_loss", "q_mean")})
 
     def _state(self) -> dict[str, Any]:

@@ -25,7 +25,9 @@ STATE = {
     "next_evaluation": int, "actor_metrics": dict[str, Tensor],
     "log": dict[str, Any], "random": dict[str, Any],
 }  # fmt: skip
-LOG = {"minutes": float, "rows": int, "step": int, "wandb_id": str | None}
+LOG = {"minutes": float, "rows": int}
+LOGGERS = {"sinks": dict[str, dict[str, Any]], "step": int, "wandb_id": str | None}
+"""The states of the loggers; the last two of saves of earlier versions."""
 RANDOM = {"python": list[Any], "numpy": list[Any], "torch": Tensor}
 COLLECTOR = {
     "episodes": list[dict[str, Any]],
@@ -73,7 +75,7 @@ def check_log_and_random(content: Mapping[str, Any], where: str) -> None:
     Raises:
         InputError: naming ``where``.
     """
-    check_fields(content["log"], LOG, f"{where}: log")
+    check_fields(content["log"], {**LOG, **LOGGERS}, f"{where}: log", optional=LOGGERS)
     _check_random(content["random"], f"{where}: random")
 
 

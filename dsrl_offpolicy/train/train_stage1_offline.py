@@ -97,9 +97,7 @@ class Stage1:
                     env.close()
             self._save(run.tracker.checkpoints / "last.pt")
             verification = verify(self.agent, self.held_out, config)
-            run.tracker.log(
-                {f"verification/{k}": v for k, v in verification.items()}, {"gradient_steps": self.step}
-            )
+            run.tracker.log("diag", verification, {"gradient_steps": self.step})
             run.tracker.write_summary(
                 {
                     "gradient_steps": self.step,
@@ -133,8 +131,8 @@ class Stage1:
                 metrics = self.agent.update(self.states[index], pool.draw(index) if pool else None)
                 self.step += 1
                 if self.step % config.log_freq == 0 or self.step == total:
-                    row = run.tracker.log(metrics, {"gradient_steps": self.step})
-                    health.observe({"gradient_steps": self.step, **row})
+                    row = run.tracker.log("stage1", metrics, {"gradient_steps": self.step})
+                    health.observe(row)
                     shown = ("nll_loss", "kl_loss", "eff_num", "corr_A_logprob")
                     progress.report(self.step, {name: row[name] for name in shown})
 
@@ -152,12 +150,7 @@ class Stage1:
         except EvaluationStopped:
             return
         summary = summarise(outcomes)
-        row = {
-            "success_once": summary.success_once.value,
-            "success_at_end": summary.success_at_end.value,
-            "return": summary.episode_return.value,
-        }
-        run.tracker.log(row, {"gradient_steps": self.step}, "eval")
+        row = run.tracker.log("eval", summary.row(), {"gradient_steps": self.step})
         self.evaluated, self.evaluation = self.step, asdict(summary)
         if row["success_once"] > self.best:
             self.best = row["success_once"]
@@ -328,18 +321,16 @@ def pool_size(config: Stage1Config, states: int, floats: int) -> int:
 
 def verify(agent: AWMLEAgent, states: Tensor, config: Stage1Config) -> dict[str, float]:
     """The seed's check: E[Q(s, w)] under policy and prior on held-out states, with the 95 % interval (Student's t
-    over states) of their paired difference."""
+    over states) of their paired difference; a single state has none."""
     generator = torch_generator(config.seed, "stage1_verification", states.device)
     count = min(config.verify_states, len(states))
     chosen = states[torch.randperm(len(states), generator=generator, device=states.device)[:count]]
     prior, policy = agent.paired_q(chosen, config.verify_samples)
-    difference = mean_interval((policy - prior).cpu().numpy())
+    difference = mean_interval((policy - prior).cpu().numpy()).named("difference")
     return {
         "q_prior": float(prior.mean()),
         "q_policy": float(policy.mean()),
-        "difference": difference.value,
-        "difference_low": difference.low,
-        "difference_high": difference.high,
+        **{name: value for name, value in difference.items() if value is not None},
         "states": float(count),
     }
 

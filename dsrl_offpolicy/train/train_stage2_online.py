@@ -97,7 +97,7 @@ class Stage2:
             note_unknown_rewards(rewards_of(self.base))
         resumed = state["log"] if state else None
         with (
-            Run(folder, config, track=config.track, wandb_project=config.wandb_project, resume=resumed) as tracker,
+            Run(folder, config, resume=resumed) as tracker,
             Interruption() as stop,
             snapshot_of_non_finite(folder, self._snapshot),
         ):
@@ -244,8 +244,8 @@ class Stage2:
             "lost_macro_steps": counters.lost_macro_steps,
             "latent_dim": self.agent.layout.dim,
         }
-        row = tracker.log({**metrics, **training, **rates}, self._axes(), "train")
-        self.health.observe({**self._axes(), **row})
+        row = tracker.log("train", {**metrics, **training, **rates}, self._axes())
+        self.health.observe(row)
         shown = {"success": row["train_success"], "q_mean": row["q_mean"], "alpha": row.get("alpha", "-")}
         shown |= {"env/s": rates["env_steps_per_s"], "grad/s": rates["gradient_steps_per_s"]}
         progress.report(counters.env_steps, shown)
@@ -261,16 +261,8 @@ class Stage2:
             self._save_run(tracker, collector)
             raise self._interrupted(stop, tracker) from None
         self.last_evaluation = summary = summarise(outcomes)
-        row = {
-            "success_once": summary.success_once.value,
-            "success_once_low": summary.success_once.low,
-            "success_once_high": summary.success_once.high,
-            "success_at_end": summary.success_at_end.value,
-            "return": summary.episode_return.value,
-            "length": summary.length.value,
-        }
-        tracker.log(row, self._axes(), "eval")
-        self.health.observe({**self._axes(), **row})
+        row = tracker.log("eval", summary.row(), self._axes())
+        self.health.observe(row)
         if row["success_once"] >= self.best:
             self.best = row["success_once"]
             self._save_policy(tracker.checkpoints / "best_eval_success_once.pt")

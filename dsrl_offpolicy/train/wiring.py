@@ -24,6 +24,7 @@ from dsrl_offpolicy.envs.vector import inspect_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.seeding import seed_everything
+from dsrl_offpolicy.tracking.sink import find_sinks
 from dsrl_offpolicy.train.interruption import Interrupted
 
 Config = TypeVar("Config")
@@ -92,9 +93,10 @@ def start_torch(config: JobConfig) -> torch.device:
     """Check the settings, seed, set threads, choose the device: how every job begins.
 
     Raises:
-        InputError: a setting out of range, or a device that is not there.
+        InputError: a setting out of range, an unknown logger, or a device that is not there.
     """
     check_ranges(config)
+    find_sinks(config)
     torch.set_num_threads(config.torch_threads)
     seed_everything(config.seed)
     name = config.device
