@@ -19,7 +19,13 @@ from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
 from dsrl_offpolicy.configs.jobs import EvalConfig
 from dsrl_offpolicy.contracts import LatentSource
 from dsrl_offpolicy.envs.vector import make_vector_env
-from dsrl_offpolicy.evaluation.episodes import EvaluationSummary, evaluation_seeds, run_episodes, summarise
+from dsrl_offpolicy.evaluation.episodes import (
+    EvaluationSummary,
+    choosing_seeds,
+    evaluation_seeds,
+    run_episodes,
+    summarise,
+)
 from dsrl_offpolicy.models.latent_sources import constant_source, policy_source, prior_source
 from dsrl_offpolicy.seeding import torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
@@ -28,9 +34,6 @@ from dsrl_offpolicy.train.base_env import base_env_spec, check_fit
 from dsrl_offpolicy.train.command import command
 from dsrl_offpolicy.train.start import load_base, note_other_task, start_torch
 from dsrl_offpolicy.train.steering_files import load_steering
-
-FIRST_SCREENING_SEED = 500_000
-"""Number of the first evaluation start on which constant vectors are screened: apart from the table's starts."""
 
 
 def run(config: EvalConfig) -> Path:
@@ -95,7 +98,7 @@ def _best_constant(
 ) -> LatentSource:
     """The constant latent that did best on starts of its own (so that the table's row is unbiased)."""
     generator = torch_generator(config.seed, "constants")
-    seeds = evaluation_seeds(config.screening_episodes, FIRST_SCREENING_SEED)
+    seeds = choosing_seeds(config.screening_episodes)
     best_rate, best = -1.0, None
     for _ in range(config.constants):
         source = constant_source(torch.randn(base.latent_shape, generator=generator).to(device))

@@ -14,7 +14,7 @@ import torch
 from dsrl_offpolicy.contracts import BasePolicy, LatentSource, observation_tensors
 from dsrl_offpolicy.errors import NonFiniteError
 from dsrl_offpolicy.evaluation.intervals import Interval, mean_interval, wilson_interval
-from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED
+from dsrl_offpolicy.seeding import FIRST_CHOOSING_SEED, FIRST_EVALUATION_SEED
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,14 @@ class EvaluationSummary:
     length: Interval
 
 
-def evaluation_seeds(episodes: int, first: int = 0) -> list[int]:
-    """The starts on which policies are compared, from number ``first`` on."""
-    return [FIRST_EVALUATION_SEED + first + i for i in range(episodes)]
+def evaluation_seeds(episodes: int) -> list[int]:
+    """Return the starts on which results are reported: the same for every policy."""
+    return list(range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + episodes))
+
+
+def choosing_seeds(episodes: int) -> list[int]:
+    """Return the starts on which a checkpoint or a constant is chosen: none of them is reported on."""
+    return list(range(FIRST_CHOOSING_SEED, FIRST_CHOOSING_SEED + episodes))
 
 
 def summarise(outcomes: Sequence[EpisodeOutcome]) -> EvaluationSummary:

@@ -184,8 +184,12 @@ def to_batch(windows: Windows, table: Tensor) -> DemoBatch:
 
 def load_states(
     config: Stage1Config, path: Path, base: ShortcutFlowPolicy, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Features of the frame stacks in ``path``, ``[N, D]``: to train on, and held out."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The frame stacks in ``path``, for Stage 1.
+
+    Returns:
+        Features ``[N, D]`` to train on, features ``[M, D]`` held out, and the episode ``[M]`` of each of these.
+    """
     demos = load_demonstrations(
         config, path, obs_mode=base.spec.obs_mode, control_mode=control_mode_of(base.spec, config)
     )
@@ -208,4 +212,4 @@ def load_states(
     parts = split_episodes(windows, config.held_out_fraction)
     table = encode_demonstrations(demos, base.encode_frames, device)
     train, held_out = (table[torch.from_numpy(p.rows).to(device)].flatten(1) for p in parts)
-    return train, held_out
+    return train, held_out, torch.from_numpy(parts[1].episode).to(device)

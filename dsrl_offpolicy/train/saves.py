@@ -26,8 +26,11 @@ from dsrl_offpolicy.files.plain import check_fields, reading
 LAST, PREVIOUS, MANIFEST = "last.pt", "previous.pt", "manifest.json"
 LIBRARIES = ("torch", "numpy", "gymnasium", "metaworld", "mani-skill")
 
-COMMON = {"device": str, "training": dict[str, Any], "log": dict[str, Any], "random": dict[str, Any]}
-"""What the saves of every stage hold besides its own."""
+COMMON = {
+    "device": str, "training": dict[str, Any], "log": dict[str, Any], "random": dict[str, Any],
+    "settings": dict[str, Any],
+}  # fmt: skip
+"""What the saves of every stage hold besides its own; ``settings`` came later."""
 LOG = {"minutes": float, "rows": int, "step": int, "wandb_id": str | None}
 RANDOM = {"python": list[Any], "numpy": list[Any], "torch": Tensor}
 
@@ -159,7 +162,7 @@ def check_common(content: Mapping[str, Any], same: Collection[str], where: str) 
     Raises:
         InputError: entries that are missing or of another type.
     """
-    check_fields(content, {**COMMON, **dict.fromkeys(same, str)}, where)
+    check_fields(content, {**COMMON, **dict.fromkeys(same, str)}, where, optional=("settings",))
     check_fields(content["log"], LOG, f"{where}: log")
     states, at = content["random"], f"{where}: random"
     check_fields(states, RANDOM, at)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 STATE = {
     "env_id": str, "base_fingerprint": str, "counters": dict[str, int], "replay": dict[str, Any],
-    "collector": dict[str, Any] | None, "recent": list[bool], "best": float, "next_evaluation": int,
-    "actor_metrics": dict[str, Tensor],
+    "collector": dict[str, Any] | None, "recent": list[bool], "best": float, "best_return": float,
+    "next_evaluation": int, "actor_metrics": dict[str, Tensor],
 }  # fmt: skip
 COLLECTOR = {
     "episodes": list[dict[str, Any]],
@@ -104,7 +104,7 @@ class Stage2State(Resumable):
             "replay": self.replay_files.save(stage.buffer),
             "collector": stage.collector.state_dict() if stage.collector is not None else None,
             "recent": list(stage.recent),
-            "best": stage.best,
+            **stage.best.state_dict(),
             "next_evaluation": stage.next_evaluation,
             "actor_metrics": stage.actor_metrics,
         }
@@ -127,7 +127,7 @@ class Stage2State(Resumable):
     def check(self, state: Mapping[str, Any], where: str) -> None:
         """Types, shapes, numbers that contradict each other, and the files of transitions."""
         config = self.stage.config
-        check_fields(state, STATE, where)
+        check_fields(state, STATE, where, optional=("best_return",))
         check_fields(state["counters"], {f.name: int for f in fields(Counters)}, f"{where}: counters")
         _check_counters(state, where, config)
         if state["collector"] is not None:
@@ -142,7 +142,8 @@ class Stage2State(Resumable):
         for name, value in state["counters"].items():
             setattr(stage.counters, name, value)
         stage.recent.extend(state["recent"])
-        stage.best, stage.next_evaluation = state["best"], state["next_evaluation"]
+        stage.best.load_state_dict(state)
+        stage.next_evaluation = state["next_evaluation"]
         stage.actor_metrics = state["actor_metrics"]
         same = collector.load_state_dict(state["collector"])
         if not same:

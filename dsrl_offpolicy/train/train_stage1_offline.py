@@ -17,7 +17,6 @@ from dsrl_offpolicy.agents.aw_mle import AWMLEAgent, CandidatePool
 from dsrl_offpolicy.analysis.live import HealthMonitor
 from dsrl_offpolicy.configs.jobs import Stage1Config
 from dsrl_offpolicy.envs.vector import make_vector_env
-from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, summarise
 from dsrl_offpolicy.evaluation.intervals import mean_interval
 from dsrl_offpolicy.files.checkpoint import file_digest
 from dsrl_offpolicy.files.plain import check_fields, reading
@@ -25,6 +24,7 @@ from dsrl_offpolicy.models.latent_sources import policy_source
 from dsrl_offpolicy.seeding import restore_random_states, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.train.base_env import base_env_spec, check_fit
+from dsrl_offpolicy.train.choosing import Best, evaluate, evaluation_row
 from dsrl_offpolicy.train.command import command, config_of_run
 from dsrl_offpolicy.train.demo_files import load_states
 from dsrl_offpolicy.train.run import STAGE1, Resumable, TrainingRun, run_folder, training_run
@@ -46,7 +46,7 @@ class Stage1(Resumable):
         self.base = load_base(config, device)
         what = "an HDF5 file of demonstrations (dsrl demos writes one)"
         self.demo_path = require_file(config.demo_path, "demo_path", what)
-        self.states, self.held_out = load_states(config, self.demo_path, self.base, device)
+        self.states, self.held_out, self.held_out_episodes = load_states(config, self.demo_path, self.base, device)
         self.agent = build_agent(config, self.base, device)
         self.sampler = torch_generator(config.seed, "stage1_batches", device)
         self.env_spec = base_env_spec(self.base.spec, config, end_on_success=config.eval_end_on_success)
@@ -54,7 +54,7 @@ class Stage1(Resumable):
             check_fit(self.base.spec, self.env_spec)
         self.step = 0
         self.evaluated = 0
-        self.best = -1.0
+        self.best = Best()
         self.evaluation: dict[str, Any] | None = None
 
     def run(self) -> Path:
@@ -75,7 +75,7 @@ class Stage1(Resumable):
             with closing(env) if env is not None else nullcontext():
                 self._loop(run, pool, env)
             self._save_policy(run.tracker.checkpoints / "last.pt")
-            verification = verify(self.agent, self.held_out, config)
+            verification = verify(self.agent, self.held_out, self.held_out_episodes, config)
             run.tracker.log(
                 {f"verification/{k}": v for k, v in verification.items()}, {"gradient_steps": self.step}
             )
@@ -83,7 +83,7 @@ class Stage1(Resumable):
                 {
                     "gradient_steps": self.step,
                     "evaluation": self.evaluation,
-                    "best_eval_success_once": self.best if self.evaluation is not None else None,
+                    "best_eval_success_once": self.best.success if self.evaluation is not None else None,
                     "verification": verification,
                     "minutes": round(run.tracker.minutes, 3),
                 }
@@ -123,20 +123,13 @@ class Stage1(Resumable):
         return at and self.step > self.evaluated
 
     def _evaluate(self, run: TrainingRun, env: gym.vector.VectorEnv) -> None:
-        """Evaluate the policy; a run that resumes makes up for an evaluation in which it was stopped."""
+        """Evaluate the policy, and keep it where it is the best so far."""
         config = self.config
         source = policy_source(self.agent.policy, deterministic=config.eval_deterministic)
-        seeds = evaluation_seeds(config.eval_episodes)
-        summary = summarise(run_episodes(env, self.base, run.listening(source), seeds, self.device))
-        row = {
-            "success_once": summary.success_once.value,
-            "success_at_end": summary.success_at_end.value,
-            "return": summary.episode_return.value,
-        }
-        run.tracker.log(row, {"gradient_steps": self.step}, "eval")
+        summary = evaluate(run, env, self.base, source, config.eval_episodes, self.device)
+        run.tracker.log(evaluation_row(summary), {"gradient_steps": self.step}, "eval")
         self.evaluated, self.evaluation = self.step, asdict(summary)
-        if row["success_once"] > self.best:
-            self.best = row["success_once"]
+        if self.best.improved_by(summary):
             self._save_policy(run.tracker.checkpoints / "best_eval_success_once.pt")
 
     def _save_policy(self, path: Path) -> None:
@@ -169,7 +162,7 @@ class Stage1(Resumable):
             "training": self.agent.training_state(),
             "sampler": self.sampler.get_state(),
             "evaluated": self.evaluated,
-            "best": self.best,
+            **self.best.state_dict(),
             "evaluation": self.evaluation,
         }
 
@@ -183,7 +176,8 @@ class Stage1(Resumable):
             self.step = state["gradient_steps"]
             self.agent.load_training_state(state["training"])
             self.sampler.set_state(state["sampler"])
-            self.evaluated, self.best, self.evaluation = state["evaluated"], state["best"], state["evaluation"]
+            self.evaluated, self.evaluation = state["evaluated"], state["evaluation"]
+            self.best.load_state_dict(state)
         restore_random_states(state["random"])
 
 
@@ -192,22 +186,36 @@ def run(config: Stage1Config) -> Path:
     return Stage1(config_of_run(config, "stage1_offline.yaml")).run()
 
 
-def verify(agent: AWMLEAgent, states: Tensor, config: Stage1Config) -> dict[str, float]:
-    """The seed's check: E[Q(s, w)] under policy and prior on held-out states, with the 95 % interval (Student's t
-    over states) of their paired difference."""
+def verify(agent: AWMLEAgent, states: Tensor, episodes: Tensor, config: Stage1Config) -> dict[str, float]:
+    """The seed's check: E[Q(s, w)] under policy and prior on held-out states.
+
+    States of one episode resemble each other, so each episode counts as one value: the mean over its states. The
+    95 % interval of the paired difference (Student's t) is over episodes; of one episode there is none.
+
+    Args:
+        agent: whose policy is held against the prior.
+        states: held-out features ``[M, D]``.
+        episodes: ``[M]``, the episode of each.
+        config: how many states and latents to take.
+    """
     generator = torch_generator(config.seed, "stage1_verification", states.device)
     count = min(config.verify_states, len(states))
-    chosen = states[torch.randperm(len(states), generator=generator, device=states.device)[:count]]
-    prior, policy = agent.paired_q(chosen, config.verify_samples)
-    difference = mean_interval((policy - prior).cpu().numpy())
-    return {
+    chosen = torch.randperm(len(states), generator=generator, device=states.device)[:count]
+    _, index = episodes[chosen].unique(return_inverse=True)
+    sizes = index.bincount()
+    q = agent.paired_q(states[chosen], config.verify_samples)
+    prior, policy = (index.bincount(values) / sizes for values in q)
+    found = {
         "q_prior": float(prior.mean()),
         "q_policy": float(policy.mean()),
-        "difference": difference.value,
-        "difference_low": difference.low,
-        "difference_high": difference.high,
+        "difference": float((policy - prior).mean()),
         "states": float(count),
+        "episodes": float(len(sizes)),
     }
+    if len(sizes) > 1:
+        interval = mean_interval((policy - prior).cpu().numpy())
+        found |= {"difference_low": interval.low, "difference_high": interval.high}
+    return found
 
 
 main = command(Stage1Config, "stage1_offline.yaml", "dsrl stage1")(run)

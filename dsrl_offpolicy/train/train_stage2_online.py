@@ -22,19 +22,22 @@ from dsrl_offpolicy.configs.jobs import Stage2Config
 from dsrl_offpolicy.contracts import LatentSource, MacroBatch
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.evaluation.episodes import EvaluationSummary, evaluation_seeds, run_episodes, summarise
+from dsrl_offpolicy.evaluation.episodes import EvaluationSummary
 from dsrl_offpolicy.models.latent_sources import policy_source, squashed_prior_source
 from dsrl_offpolicy.rollouts.collector import Collected, Collector
 from dsrl_offpolicy.seeding import numpy_generator, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.tracking.run import Run
 from dsrl_offpolicy.train.base_env import base_env_spec, check_fit, training_env_spec
+from dsrl_offpolicy.train.choosing import Best, evaluate, evaluation_row
 from dsrl_offpolicy.train.command import command, config_of_run
 from dsrl_offpolicy.train.run import STAGE2, TrainingRun, run_folder, training_run
 from dsrl_offpolicy.train.stage2_learner import build_agent
 from dsrl_offpolicy.train.stage2_state import Counters, Stage2State
 from dsrl_offpolicy.train.start import load_base, note_other_task, note_unknown_rewards, start_torch
 from dsrl_offpolicy.train.steering_files import fingerprint, save_steering
+
+GradientStep = Callable[..., dict[str, torch.Tensor]]
 
 COMPILE_FROM = 10_000
 """Planned gradient steps from which ``compile=auto`` compiles (docs/performance.md)."""
@@ -62,10 +65,10 @@ class Stage2:
             device=device,
         )
         self.collector: Collector | None = None
-        self.gradient_step: Callable[..., dict[str, torch.Tensor]] = self.agent.update
+        self.gradient_step: GradientStep | None = None
         self.counters = Counters()
         self.recent: deque[bool] = deque(maxlen=50)
-        self.best = -1.0
+        self.best = Best()
         self.next_evaluation = 0
         self.last_evaluation: EvaluationSummary | None = None
         self.actor_metrics: dict[str, torch.Tensor] = {}
@@ -83,7 +86,6 @@ class Stage2:
             if config.init_critic:
                 note_unknown_rewards(self.base.spec)
             self.health = HealthMonitor(config, folder)
-            self._compile()
             with self._environments() as (env, eval_env):
                 self._loop(run, state, env, eval_env)
             self.collector = None
@@ -114,8 +116,10 @@ class Stage2:
                 act, finished = True, counters.env_steps >= config.total_timesteps
                 if eval_env is not None and not finished and counters.env_steps >= self.next_evaluation:
                     self._evaluate(run, eval_env)
-                    self.next_evaluation += config.eval_freq
-                self._learn(run.tracker, progress)
+                    due_next = self.next_evaluation + config.eval_freq
+                    self.next_evaluation = max(due_next, counters.env_steps + 1)
+                if counters.env_steps >= config.warmup_steps:
+                    self._learn(run, progress)
                 if eval_env is not None and finished:
                     self._evaluate(run, eval_env)
                 if not finished:
@@ -138,14 +142,22 @@ class Stage2:
         counters.lost_macro_steps += collected.lost
         self.recent.extend(success for success, _, _ in collected.finished)
 
-    def _learn(self, tracker: Run, progress: ProgressReport) -> None:
-        """Burn in the critics once, then take the gradient steps that the stored transitions have earned."""
+    def _learn(self, run: TrainingRun, progress: ProgressReport) -> None:
+        """Burn in the critics once, then take the gradient steps that the stored transitions have earned.
+
+        A signal ends the run between any two of them; what is left of them follows from the counters.
+        """
         config, counters = self.config, self.counters
-        while counters.env_steps >= config.warmup_steps and counters.burnin_steps < config.critic_burnin_steps:
+        if self.gradient_step is None:
+            self.gradient_step = self._compiled(run) if self._worth_compiling() else self.agent.update
+            self._mark_rates()
+        self.agent.scale_learning_rates(self._lr_scale())
+        while counters.burnin_steps < config.critic_burnin_steps:
+            run.end_if_stopped()
             self.gradient_step(self.buffer.sample(config.batch_size), update_actor=False)
             counters.burnin_steps += 1
-        self.agent.scale_learning_rates(self._lr_scale())
         while counters.owed(config.utd_ratio) > 0:
+            run.end_if_stopped()
             counters.gradient_steps += 1
             with_actor = counters.gradient_steps % config.actor_update_every == 0
             self.batch = self.buffer.sample(config.batch_size)
@@ -153,7 +165,7 @@ class Stage2:
             if with_actor:
                 self.actor_metrics = metrics
             if counters.gradient_steps % config.log_freq == 0:
-                self._log({**self.actor_metrics, **metrics}, tracker, progress)
+                self._log({**self.actor_metrics, **metrics}, run.tracker, progress)
 
     def _lr_scale(self) -> float:
         """1 until ``anneal_from``, then linearly to 0 at the end of the run."""
@@ -162,24 +174,14 @@ class Stage2:
         return 1.0 if done <= self.config.anneal_from or left == 0 else max(0.0, (1 - done) / left)
 
     def _evaluate(self, run: TrainingRun, env: VectorEnv) -> None:
-        """Evaluate the policy; a run that resumes makes up for an evaluation in which it was stopped."""
+        """Evaluate the policy, and keep it where it is the best so far."""
         config, axes = self.config, self.counters.axes
         policy = policy_source(self.agent.actor, deterministic=config.eval_deterministic)
-        seeds = evaluation_seeds(config.eval_episodes)
-        summary = summarise(run_episodes(env, self.base, run.listening(policy), seeds, self.device))
-        self.last_evaluation = summary
-        row = {
-            "success_once": summary.success_once.value,
-            "success_once_low": summary.success_once.low,
-            "success_once_high": summary.success_once.high,
-            "success_at_end": summary.success_at_end.value,
-            "return": summary.episode_return.value,
-            "length": summary.length.value,
-        }
+        self.last_evaluation = summary = evaluate(run, env, self.base, policy, config.eval_episodes, self.device)
+        row = evaluation_row(summary)
         run.tracker.log(row, axes, "eval")
         self.health.observe({**axes, **row})
-        if row["success_once"] >= self.best:
-            self.best = row["success_once"]
+        if self.best.improved_by(summary):
             extra = {"env_id": config.env_id, "counters": asdict(self.counters)}
             path = run.tracker.checkpoints / "best_eval_success_once.pt"
             save_steering(path, "stage2", self.agent.actor, self.base, config.actor_hidden_dims, extra)
@@ -211,21 +213,23 @@ class Stage2:
         self._rate_mark = (now, self.counters.env_steps, self.counters.gradient_steps)
         return now
 
-    def _compile(self) -> None:
-        """Compile the learner where asked or worth it; a machine without a compiler is told and goes on."""
+    def _worth_compiling(self) -> bool:
         config = self.config
         macro_steps = (config.total_timesteps - config.warmup_steps) / self.base.spec.act_horizon
         planned = config.critic_burnin_steps + macro_steps * config.utd_ratio
-        if config.compile == "off" or (config.compile == "auto" and planned < COMPILE_FROM):
-            return
+        return config.compile == "on" or (config.compile == "auto" and planned >= COMPILE_FROM)
+
+    def _compiled(self, run: TrainingRun) -> GradientStep:
+        """The learner's update, compiled; a machine without a compiler is told and goes on without."""
         start = time.monotonic()
         try:
-            self.gradient_step = CompiledUpdate(self.agent, config.batch_size)
+            compiled = run.waiting_for(lambda: CompiledUpdate(self.agent, self.config.batch_size))
         except RuntimeError as error:
             print(f"note: the learner runs uncompiled, torch.compile failed: {str(error)[:200]}", file=sys.stderr)
-        else:
-            took = time.monotonic() - start
-            print(f"stage2: learner compiled in {took:.1f} s (torch keeps it for the next run)", file=sys.stderr)
+            return self.agent.update
+        took = time.monotonic() - start
+        print(f"stage2: learner compiled in {took:.1f} s (torch keeps it for the next run)", file=sys.stderr)
+        return compiled
 
     @contextmanager
     def _environments(self) -> Iterator[tuple[VectorEnv, VectorEnv | None]]:
@@ -259,7 +263,7 @@ class Stage2:
             **asdict(self.counters),
             "utd_effective": self.counters.utd_effective,
             "evaluation": asdict(last) if last is not None else None,
-            "best_eval_success_once": self.best if last is not None else None,
+            "best_eval_success_once": self.best.success if last is not None else None,
             "minutes": round(tracker.minutes, 3),
         }
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from dsrl_offpolicy.checkpoint import save_checkpoint
 from tiny_agents import RecordingVelocity, seeded
 
 from dsrl_offpolicy.base_policies.loading import load_base_policy
 from dsrl_offpolicy.base_policies.observation_encoder import ObservationEncoder
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, ShortcutFlowSpec
-from dsrl_offpolicy.checkpoint import save_checkpoint
 from dsrl_offpolicy.errors import InputError
 
 

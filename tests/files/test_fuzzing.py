@@ -199,7 +199,7 @@ def test_runs_whose_manifest_is_lost(run):
         before = {name: value.clone() for name, value in run.agent.state_dict().items()}
         same = {"device": "cpu", "base_fingerprint": fingerprint(run.base)}
         try:
-            state = load_state(STAGE2, folder.parent, Stage2State(run, folder.parent), same)
+            state = load_state(STAGE2, folder.parent, Stage2State(run, folder.parent), same, run.config)
             run.agent.load_training_state(state["training"])
         except InputError:
             assert all(torch.equal(value, before[name]) for name, value in run.agent.state_dict().items())
