@@ -15,9 +15,10 @@ from dsrl_offpolicy.demos.motion_planning import PLANNED_TASKS, record_motion_pl
 from dsrl_offpolicy.demos.planning_parts import PartCounts, PlanRequest, parts_folder
 from dsrl_offpolicy.demos.scripted import Imperfection, ScriptedExpert, record_episode
 from dsrl_offpolicy.demos.trajectory import Trajectory, check_new_file, write_demonstrations
-from dsrl_offpolicy.envs.maniskill import check_maniskill
-from dsrl_offpolicy.envs.simulators import make_env, metaworld_tasks
+from dsrl_offpolicy.envs.families.maniskill import check_maniskill
+from dsrl_offpolicy.envs.families.metaworld import MetaWorld
 from dsrl_offpolicy.envs.spec import EnvSpec
+from dsrl_offpolicy.envs.vector import make_env
 from dsrl_offpolicy.errors import InputError, did_you_mean
 from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED, numpy_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
@@ -41,7 +42,7 @@ def check_task(flag: str, task: str, planned: Sequence[str] = ()) -> None:
     Raises:
         InputError: naming the nearest task.
     """
-    tasks = [*metaworld_tasks(), *planned]
+    tasks = [*MetaWorld().tasks(), *planned]
     if task not in tasks:
         hint = did_you_mean(task, tasks)
         others = f" or a ManiSkill task with a motion planner ({', '.join(planned)})" if planned else ""

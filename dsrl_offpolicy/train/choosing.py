@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from gymnasium.vector import VectorEnv
 
 from dsrl_offpolicy.contracts import BasePolicy, LatentSource
+from dsrl_offpolicy.envs.family import MacroVectorEnv
 from dsrl_offpolicy.evaluation.episodes import EvaluationSummary, choosing_seeds, run_episodes, summarise
 from dsrl_offpolicy.train.run import TrainingRun
 
@@ -44,7 +44,12 @@ class Best:
 
 
 def evaluate(
-    run: TrainingRun, env: VectorEnv, base: BasePolicy, policy: LatentSource, episodes: int, device: torch.device
+    run: TrainingRun,
+    env: MacroVectorEnv,
+    base: BasePolicy,
+    policy: LatentSource,
+    episodes: int,
+    device: torch.device,
 ) -> EvaluationSummary:
     """Evaluate a latent policy; a signal ends the run, which makes up for the evaluation when it resumes."""
     return summarise(run_episodes(env, base, run.listening(policy), choosing_seeds(episodes), device))

@@ -53,7 +53,9 @@ class Stage0(Resumable):
             poses=True,
         )
         self.spec = spec = base_spec(config, self.demos)
-        self.windows = cut_windows(self.demos.trajectories, self.demos.control_mode, window_spec(spec))
+        self.windows = cut_windows(
+            self.demos.trajectories, self.demos.control_mode, window_spec(spec.info, spec.rewards)
+        )
         states = torch.from_numpy(stack_states(self.demos.trajectories))
         self.encoder = ObservationEncoder.fit(states, spec.build_visual()).to(device)
         self.agent = build_agent(config, spec, device)
@@ -61,7 +63,7 @@ class Stage0(Resumable):
         self.step = 0
         self.sampler = torch.Generator()
         if config.eval_episodes:
-            check_fit(spec, base_env_spec(spec, config, end_on_success=True))
+            check_fit(spec.info, base_env_spec(spec.info, spec.rewards, config, end_on_success=True))
 
     def run(self) -> Path:
         """Train and save ``checkpoints/last.pt``. Returns the run folder."""
@@ -155,7 +157,9 @@ class Stage0(Resumable):
     def _evaluate(self, policy: ShortcutFlowPolicy, run: TrainingRun) -> dict[str, Any]:
         """Evaluate the finished base policy; a run that resumes makes up for it."""
         config = self.config
-        env_spec = base_env_spec(policy.spec, config, end_on_success=config.eval_end_on_success)
+        env_spec = base_env_spec(
+            policy.info, policy.spec.rewards, config, end_on_success=config.eval_end_on_success
+        )
         seeds = evaluation_seeds(config.eval_episodes)
         with closing(make_vector_env(env_spec, config.num_envs)) as env:
             outcomes = run_episodes(env, policy, run.listening(prior_source()), seeds, self.device)

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -117,7 +117,7 @@ STAGE1 = Stage("dsrl stage1", "unfinished_stage1", UNFINISHED, "gradient steps",
 STAGE2 = Stage("dsrl stage2", "stage2", "checkpoints", "env steps", kept=True)
 
 MAY_CHANGE = (
-    "resume", "out", "demo_path", "awsc_checkpoint", "base", "stage1_checkpoint",  # files: a digest holds their content
+    "resume", "out", "demo_path", "awsc_checkpoint", "base", "stage1_checkpoint",  # digests hold their content
     "device", "torch_threads", "compile", "render_backend", "env_timeout",
     "log_freq", "save_freq", "eval_freq", "track", "wandb_project", "total_timesteps",
 )  # fmt: skip
@@ -170,10 +170,8 @@ class TrainingRun:
     resumed: dict[str, Any] | None
     _stage: Stage
     _subject: Resumable
-    _saves: Saves
-    _save_freq: int
     _same: Mapping[str, str]
-    _settings: Mapping[str, Any]
+    _config: Any
     _next_save: int | None = None
 
     def between_steps(self) -> None:
@@ -187,8 +185,9 @@ class TrainingRun:
             InputError: it cannot be saved.
         """
         done, _ = self._subject.progress()
-        if self._save_freq:
-            following = (done // self._save_freq + 1) * self._save_freq
+        freq = self._config.save_freq
+        if freq:
+            following = (done // freq + 1) * freq
             if self._next_save is None:
                 self._next_save = following if self._stage.kept else done
             if done >= self._next_save:
@@ -244,9 +243,9 @@ class TrainingRun:
         state = self._subject.state()
         done, total = self._subject.progress()
         check_finite(state["training"]["networks"], {self._stage.unit: done})
-        logs = {"log": self.tracker.state_dict(), "random": random_states(), "settings": self._settings}
+        logs = {"log": self.tracker.state_dict(), "random": random_states(), "settings": to_plain(self._config)}
         progress = f"stopped after {done} of {total} {self._stage.unit}; to go on: {self._advice()}"
-        self._saves.save({**self._same, **state, **logs}, progress)
+        self._stage.saves(self.tracker.path).save({**self._same, **state, **logs}, progress)
         self._subject.saved()
 
     def _advice(self) -> str:
@@ -287,9 +286,7 @@ def training_run(
         Run(folder, config, track=config.track, wandb_project=config.wandb_project, resume=log) as tracker,
         Interruption() as stop,
     ):
-        run = TrainingRun(
-            tracker, stop, state, stage, subject, stage.saves(folder), config.save_freq, same, to_plain(config)
-        )
+        run = TrainingRun(tracker, stop, state, stage, subject, same, config)
         with snapshot_of_non_finite(folder, subject.snapshot):
             yield run
             if stage.kept:
@@ -329,13 +326,13 @@ def load_state(
 
 def _refuse_other_settings(began_with: Mapping[str, Any] | None, config: Any, folder: Path) -> None:
     """Raise InputError where a setting outside ``MAY_CHANGE`` is not what it was; old saves know none."""
-    for field in fields(config) if began_with is not None else ():
-        # A setting that came with a later version had its default.
-        began = began_with.get(field.name, field.default)  # type: ignore[union-attr]
-        now = to_plain(config)[field.name]
-        if field.name not in MAY_CHANGE and began != now:
+    if began_with is None:
+        return
+    began = to_plain(type(config)()) | dict(began_with)  # a setting of a later version had its default
+    for name, now in to_plain(config).items():
+        if name not in MAY_CHANGE and began[name] != now:
             raise InputError(
-                f"{field.name}: expected {shown(began)}, with which the run began, got {shown(now)} in "
+                f"{name}: expected {shown(began[name])}, with which the run began, got {shown(now)} in "
                 f"{folder / 'config.yaml'}; another value is another run"
             )
 

@@ -9,13 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
 from torch import Tensor
 
 from dsrl_offpolicy.agents.aw_mle import AWMLEAgent, CandidatePool
 from dsrl_offpolicy.analysis.live import HealthMonitor
 from dsrl_offpolicy.configs.jobs import Stage1Config
+from dsrl_offpolicy.envs.family import MacroVectorEnv
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.evaluation.intervals import mean_interval
 from dsrl_offpolicy.files.checkpoint import file_digest
@@ -28,9 +28,9 @@ from dsrl_offpolicy.train.choosing import Best, evaluate, evaluation_row
 from dsrl_offpolicy.train.command import command, config_of_run
 from dsrl_offpolicy.train.demo_files import load_states
 from dsrl_offpolicy.train.run import STAGE1, Resumable, TrainingRun, run_folder, training_run
-from dsrl_offpolicy.train.stage1_learner import build_agent, pool_size
+from dsrl_offpolicy.train.stage1_learner import build_agent, critic_of, pool_size
 from dsrl_offpolicy.train.start import load_base, note_other_task, require_file, start_torch
-from dsrl_offpolicy.train.steering_files import save_steering, weights_digest
+from dsrl_offpolicy.train.steering_files import save_steering
 
 
 class Stage1(Resumable):
@@ -44,14 +44,17 @@ class Stage1(Resumable):
         self.config = config
         self.device = device = start_torch(config)
         self.base = load_base(config, device)
+        self.action_critic = critic_of(self.base)
         what = "an HDF5 file of demonstrations (dsrl demos writes one)"
         self.demo_path = require_file(config.demo_path, "demo_path", what)
         self.states, self.held_out, self.held_out_episodes = load_states(config, self.demo_path, self.base, device)
         self.agent = build_agent(config, self.base, device)
         self.sampler = torch_generator(config.seed, "stage1_batches", device)
-        self.env_spec = base_env_spec(self.base.spec, config, end_on_success=config.eval_end_on_success)
+        self.env_spec = base_env_spec(
+            self.base.info, self.action_critic.rewards, config, end_on_success=config.eval_end_on_success
+        )
         if config.eval_freq:
-            check_fit(self.base.spec, self.env_spec)
+            check_fit(self.base.info, self.env_spec)
         self.step = 0
         self.evaluated = 0
         self.best = Best()
@@ -61,11 +64,11 @@ class Stage1(Resumable):
         """Train, verify on held-out states, evaluate in the environment. Returns the run folder."""
         config = self.config
         folder = run_folder(STAGE1, config)
-        note_other_task(self.base.spec, config.env_id)
+        note_other_task(self.base.info, config.env_id)
         same = {
             "device": self.device.type,
             "demonstrations": file_digest(self.demo_path),
-            "base": weights_digest(self.base.encoder, self.base.velocity, self.base.critic),
+            "base": self.base.fingerprint() + self.action_critic.fingerprint(),
         }
         with training_run(STAGE1, self, config, folder, same) as run:
             pool = self._pool()
@@ -93,10 +96,10 @@ class Stage1(Resumable):
     def _pool(self) -> CandidatePool | None:
         """Drawn before anything else is, so that a run that goes on draws the same one again: it may fill a GiB,
         too much to save."""
-        size = pool_size(self.config, len(self.states), self.agent.layout.dim + self.base.spec.critic_heads)
+        size = pool_size(self.config, len(self.states), self.agent.layout.dim + self.action_critic.heads)
         return CandidatePool(self.agent, self.states, size) if size else None
 
-    def _loop(self, run: TrainingRun, pool: CandidatePool | None, env: gym.vector.VectorEnv | None) -> None:
+    def _loop(self, run: TrainingRun, pool: CandidatePool | None, env: MacroVectorEnv | None) -> None:
         """Evaluate, save, update, until the gradient steps are done."""
         config, total, states = self.config, self.config.total_iters, self.states
         health = HealthMonitor(config, run.tracker.path)
@@ -122,7 +125,7 @@ class Stage1(Resumable):
         at = self.step % self.config.eval_freq == 0 or self.step == self.config.total_iters
         return at and self.step > self.evaluated
 
-    def _evaluate(self, run: TrainingRun, env: gym.vector.VectorEnv) -> None:
+    def _evaluate(self, run: TrainingRun, env: MacroVectorEnv) -> None:
         """Evaluate the policy, and keep it where it is the best so far."""
         config = self.config
         source = policy_source(self.agent.policy, deterministic=config.eval_deterministic)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gymnasium.vector import VectorEnv
 
 from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
 from dsrl_offpolicy.analysis.curves import plot_stage2_run
@@ -20,7 +19,8 @@ from dsrl_offpolicy.analysis.live import HealthMonitor
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.configs.jobs import Stage2Config
 from dsrl_offpolicy.contracts import LatentSource, MacroBatch
-from dsrl_offpolicy.envs.vector import make_vector_env
+from dsrl_offpolicy.envs.family import MacroVectorEnv
+from dsrl_offpolicy.envs.vector import make_evaluation_env, make_vector_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import EvaluationSummary
 from dsrl_offpolicy.models.latent_sources import policy_source, squashed_prior_source
@@ -34,8 +34,8 @@ from dsrl_offpolicy.train.command import command, config_of_run
 from dsrl_offpolicy.train.run import STAGE2, TrainingRun, run_folder, training_run
 from dsrl_offpolicy.train.stage2_learner import build_agent
 from dsrl_offpolicy.train.stage2_state import Counters, Stage2State
-from dsrl_offpolicy.train.start import load_base, note_other_task, note_unknown_rewards, start_torch
-from dsrl_offpolicy.train.steering_files import fingerprint, save_steering
+from dsrl_offpolicy.train.start import load_base, note_other_task, note_unknown_rewards, rewards_of, start_torch
+from dsrl_offpolicy.train.steering_files import save_steering
 
 GradientStep = Callable[..., dict[str, torch.Tensor]]
 
@@ -54,12 +54,12 @@ class Stage2:
         self.config = config
         self.device = device = start_torch(config)
         self.base = load_base(config, device)
-        self.env_spec = training_env_spec(config, self.base.spec)
-        check_fit(self.base.spec, self.env_spec)
+        self.env_spec = training_env_spec(config, self.base.info)
+        check_fit(self.base.info, self.env_spec)
         self.agent = build_agent(config, self.base, device)
         self.buffer = MacroReplayBuffer(
             config.replay_buffer_size,
-            self.base.feature_dim,
+            self.base.info.feature_dim,
             self.agent.layout.dim,
             generator=torch_generator(config.seed, "replay", device),
             device=device,
@@ -80,11 +80,11 @@ class Stage2:
         config = self.config
         folder = run_folder(STAGE2, config)
         state = Stage2State(self, folder)
-        same = {"device": self.device.type, "base_fingerprint": fingerprint(self.base)}
+        same = {"device": self.device.type, "base_fingerprint": self.base.fingerprint()}
         with training_run(STAGE2, state, config, folder, same) as run:
-            note_other_task(self.base.spec, config.env_id)
+            note_other_task(self.base.info, config.env_id)
             if config.init_critic:
-                note_unknown_rewards(self.base.spec)
+                note_unknown_rewards(rewards_of(self.base))
             self.health = HealthMonitor(config, folder)
             with self._environments() as (env, eval_env):
                 self._loop(run, state, env, eval_env)
@@ -97,8 +97,8 @@ class Stage2:
         self,
         run: TrainingRun,
         state: Stage2State,
-        env: VectorEnv,
-        eval_env: VectorEnv | None,
+        env: MacroVectorEnv,
+        eval_env: MacroVectorEnv | None,
     ) -> None:
         """Act, store, evaluate, learn, save, until the env steps are spent."""
         config, counters = self.config, self.counters
@@ -173,7 +173,7 @@ class Stage2:
         left = 1 - self.config.anneal_from
         return 1.0 if done <= self.config.anneal_from or left == 0 else max(0.0, (1 - done) / left)
 
-    def _evaluate(self, run: TrainingRun, env: VectorEnv) -> None:
+    def _evaluate(self, run: TrainingRun, env: MacroVectorEnv) -> None:
         """Evaluate the policy, and keep it where it is the best so far."""
         config, axes = self.config, self.counters.axes
         policy = policy_source(self.agent.actor, deterministic=config.eval_deterministic)
@@ -215,7 +215,7 @@ class Stage2:
 
     def _worth_compiling(self) -> bool:
         config = self.config
-        macro_steps = (config.total_timesteps - config.warmup_steps) / self.base.spec.act_horizon
+        macro_steps = (config.total_timesteps - config.warmup_steps) / self.base.info.act_horizon
         planned = config.critic_burnin_steps + macro_steps * config.utd_ratio
         return config.compile == "on" or (config.compile == "auto" and planned >= COMPILE_FROM)
 
@@ -232,19 +232,20 @@ class Stage2:
         return compiled
 
     @contextmanager
-    def _environments(self) -> Iterator[tuple[VectorEnv, VectorEnv | None]]:
+    def _environments(self) -> Iterator[tuple[MacroVectorEnv, MacroVectorEnv | None]]:
         """Those to train in, and those to evaluate in."""
         config = self.config
-        spec = base_env_spec(self.base.spec, config, end_on_success=config.eval_end_on_success)
+        rewards, ends = rewards_of(self.base), config.eval_end_on_success
+        spec = base_env_spec(self.base.info, rewards, config, end_on_success=ends)
         with ExitStack() as opened:
             env = make_vector_env(self.env_spec, config.num_envs)
             opened.callback(env.close)
-            eval_env = make_vector_env(spec, config.num_envs) if config.eval_freq else None
-            if eval_env is not None:
+            eval_env = make_evaluation_env(env, spec, config.num_envs) if config.eval_freq else None
+            if eval_env is not None and eval_env is not env:
                 opened.callback(eval_env.close)
             yield env, eval_env
 
-    def _collector(self, env: VectorEnv) -> Collector:
+    def _collector(self, env: MacroVectorEnv) -> Collector:
         config = self.config
         return Collector(
             env,

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from dsrl_offpolicy.demos.scripted import Imperfection, ScriptedExpert
-from dsrl_offpolicy.envs.simulators import make_env
 from dsrl_offpolicy.envs.spec import EnvSpec
-from dsrl_offpolicy.envs.vector import inspect_env
+from dsrl_offpolicy.envs.vector import inspect_env, make_env
 from dsrl_offpolicy.errors import InputError
 
 TASK = "lever-pull-v3"

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dsrl_offpolicy.checkpoint import load_weights
 from tiny_agents import RecordingVelocity, seeded
 from torch import Tensor, nn
 
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.files.checkpoint import load_weights
 from dsrl_offpolicy.models.action_q_network import ActionQNetwork
 from dsrl_offpolicy.models.unet1d import ConditionalUnet1d
 from dsrl_offpolicy.models.velocity import MLPVelocity, UNetVelocity, integrate
