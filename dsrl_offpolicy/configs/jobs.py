@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dsrl_offpolicy.configs.ranges import (
     Capacity,
@@ -40,6 +40,7 @@ from dsrl_offpolicy.configs.shared import (
     SteeringConfig,
     TrackedConfig,
 )
+from dsrl_offpolicy.files.run_kind import RunKind
 
 RewardMode = Literal["sparse", "dense", "normalized_dense"]
 
@@ -88,8 +89,11 @@ class DemosConfig:
 class Stage0Config(OfflineConfig, SimulatorConfig):
     """dsrl pretrain: the AWSC base policy and its action critic, from demonstrations."""
 
+    kind: ClassVar[RunKind] = "stage0"
     demo_path: Path | None = None
-    """ManiSkill-layout HDF5 file (its JSON beside it)."""
+    """File of demonstrations: ManiSkill's HDF5 (its JSON beside it), or of another format."""
+    demo_format: str = "auto"
+    """Format of that file: a known one, or module:Class of your own; auto asks the known ones."""
     num_demos: Count | None = None
     """Use only the first so many trajectories."""
     obs_horizon: Count = 1
@@ -158,8 +162,11 @@ class Stage0Config(OfflineConfig, SimulatorConfig):
 class Stage1Config(OfflineConfig, EvaluationConfig, SteeringConfig, BasePolicyConfig):
     """dsrl stage1: warm-start of the latent policy by advantage-weighted likelihood, offline."""
 
+    kind: ClassVar[RunKind] = "stage1"
     demo_path: Path | None = None
-    """ManiSkill-layout HDF5 file (its JSON beside it)."""
+    """File of demonstrations: ManiSkill's HDF5 (its JSON beside it), or of another format."""
+    demo_format: str = "auto"
+    """Format of that file: a known one, or module:Class of your own; auto asks the known ones."""
     num_demos: Count | None = None
     """Use only the first so many trajectories."""
     total_iters: Steps = 100000
@@ -209,6 +216,7 @@ class Stage1Config(OfflineConfig, EvaluationConfig, SteeringConfig, BasePolicyCo
 class Stage2Config(TrackedConfig, ResumableConfig, EvaluationConfig, SteeringConfig, BasePolicyConfig):
     """dsrl stage2: online SAC in the latent space of the frozen base policy."""
 
+    kind: ClassVar[RunKind] = "stage2"
     save_freq: StepsOrNone = 10000
     """Env steps between two saves of the whole run; 0 saves it only when it ends or is stopped."""
     stage1_checkpoint: Path | None = None
@@ -278,6 +286,7 @@ class Stage2Config(TrackedConfig, ResumableConfig, EvaluationConfig, SteeringCon
 class EvalConfig(JobConfig, EvaluationConfig, BasePolicyConfig):
     """dsrl eval: base policy, controls and latent policies on the same starts, in one table."""
 
+    kind: ClassVar[RunKind] = "eval"
     stage1_checkpoint: Path | None = None
     """Latent policy of Stage 1 to evaluate, if any."""
     stage2_checkpoint: Path | None = None
@@ -294,6 +303,7 @@ class EvalConfig(JobConfig, EvaluationConfig, BasePolicyConfig):
 class QuickstartConfig(ResumableConfig):
     """dsrl quickstart: demonstrations, Stages 0, 1 and 2 and the final table, on one task."""
 
+    kind: ClassVar[RunKind] = "quickstart"
     task: str = "pick-place-v3"
     """MetaWorld task."""
     seed: Index = 1

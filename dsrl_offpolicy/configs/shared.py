@@ -33,6 +33,8 @@ class JobConfig:
 class TrackedConfig(JobConfig):
     """What training jobs have besides."""
 
+    loggers: tuple[str, ...] = ("tensorboard",)
+    """Loggers beside metrics.jsonl: tensorboard, wandb, or module:Class of your own."""
     track: bool = False
     """Also log to Weights & Biases (needs the extra `track`; offline where there is no login)."""
     wandb_project: str = "dsrl_offpolicy"

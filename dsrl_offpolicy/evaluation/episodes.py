@@ -38,6 +38,18 @@ class EvaluationSummary:
     episode_return: Interval
     length: Interval
 
+    def numbers(self) -> dict[str, float | None]:
+        """Return every rate and mean by name, and its interval as ``_low`` and ``_high``: None for none."""
+        named = {
+            "success_once": self.success_once, "success_at_end": self.success_at_end,
+            "return": self.episode_return, "length": self.length,
+        }  # fmt: skip
+        return {name: value for name, interval in named.items() for name, value in interval.named(name).items()}
+
+    def row(self) -> dict[str, float]:
+        """Return the evaluation as a row of metrics, which holds numbers only."""
+        return {name: value for name, value in self.numbers().items() if value is not None}
+
 
 def evaluation_seeds(episodes: int) -> list[int]:
     """Return the starts on which results are reported: the same for every policy."""

@@ -53,15 +53,3 @@ def evaluate(
 ) -> EvaluationSummary:
     """Evaluate a latent policy; a signal ends the run, which makes up for the evaluation when it resumes."""
     return summarise(run_episodes(env, base, run.listening(policy), choosing_seeds(episodes), device))
-
-
-def evaluation_row(summary: EvaluationSummary) -> dict[str, float]:
-    """An evaluation as a row of metrics."""
-    return {
-        "success_once": summary.success_once.value,
-        "success_once_low": summary.success_once.low,
-        "success_once_high": summary.success_once.high,
-        "success_at_end": summary.success_at_end.value,
-        "return": summary.episode_return.value,
-        "length": summary.length.value,
-    }

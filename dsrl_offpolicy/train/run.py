@@ -119,7 +119,7 @@ STAGE2 = Stage("dsrl stage2", "stage2", "checkpoints", "env steps", kept=True)
 MAY_CHANGE = (
     "resume", "out", "demo_path", "awsc_checkpoint", "base", "stage1_checkpoint",  # digests hold their content
     "device", "torch_threads", "compile", "render_backend", "env_timeout",
-    "log_freq", "save_freq", "eval_freq", "track", "wandb_project", "total_timesteps",
+    "log_freq", "save_freq", "eval_freq", "track", "wandb_project", "loggers", "total_timesteps",
 )  # fmt: skip
 """Settings that may differ when a run resumes: where files are and what the machine has (``device`` of the same
 type), how often something is logged, saved and evaluated, and how long Stage 2 goes on. Not ``total_iters``: the
@@ -284,7 +284,7 @@ def training_run(
     state = load_state(stage, folder, subject, same, config) if config.resume is not None else None
     log = state["log"] if state is not None else None
     with (
-        Run(folder, config, track=config.track, wandb_project=config.wandb_project, resume=log) as tracker,
+        Run(folder, config, resume=log) as tracker,
         Interruption() as stop,
     ):
         run = TrainingRun(tracker, stop, state, config, stage, subject, same)

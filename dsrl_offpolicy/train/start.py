@@ -15,6 +15,7 @@ from dsrl_offpolicy.contracts import BasePolicy, PolicyInfo, RewardTerms
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.seeding import seed_everything
+from dsrl_offpolicy.tracking.sink import find_sinks
 
 
 def start_torch(config: JobConfig) -> torch.device:
@@ -24,6 +25,7 @@ def start_torch(config: JobConfig) -> torch.device:
         InputError: a setting out of range, or a device that is not there.
     """
     check_ranges(config)
+    find_sinks(config)
     torch.set_num_threads(config.torch_threads)
     seed_everything(config.seed)
     name = config.device

@@ -18,15 +18,14 @@ from dsrl_offpolicy.configs.jobs import Stage1Config
 from dsrl_offpolicy.envs.family import MacroVectorEnv
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.evaluation.intervals import mean_interval
-from dsrl_offpolicy.files.checkpoint import file_digest
 from dsrl_offpolicy.files.plain import check_fields, reading
 from dsrl_offpolicy.models.latent_sources import policy_source
 from dsrl_offpolicy.seeding import restore_random_states, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.train.base_env import base_env_spec, check_fit
-from dsrl_offpolicy.train.choosing import Best, evaluate, evaluation_row
+from dsrl_offpolicy.train.choosing import Best, evaluate
 from dsrl_offpolicy.train.command import command, config_of_run
-from dsrl_offpolicy.train.demo_files import load_states
+from dsrl_offpolicy.train.demonstrations import demonstrations_digest, load_states
 from dsrl_offpolicy.train.run import STAGE1, Resumable, TrainingRun, run_folder, training_run
 from dsrl_offpolicy.train.stage1_learner import build_agent, critic_of, pool_size
 from dsrl_offpolicy.train.start import load_base, note_other_task, require_file, start_torch
@@ -45,7 +44,7 @@ class Stage1(Resumable):
         self.device = device = start_torch(config)
         self.base = load_base(config, device)
         self.action_critic = critic_of(self.base)
-        what = "an HDF5 file of demonstrations (dsrl demos writes one)"
+        what = "a file of demonstrations (dsrl demos writes one)"
         self.demo_path = require_file(config.demo_path, "demo_path", what)
         self.states, self.held_out, self.held_out_episodes = load_states(config, self.demo_path, self.base, device)
         self.agent = build_agent(config, self.base, device)
@@ -67,7 +66,7 @@ class Stage1(Resumable):
         note_other_task(self.base.info, config.env_id)
         same = {
             "device": self.device.type,
-            "demonstrations": file_digest(self.demo_path),
+            "demonstrations": demonstrations_digest(config),
             "base": self.base.fingerprint() + self.action_critic.fingerprint(),
         }
         with training_run(STAGE1, self, config, folder, same) as run:
@@ -79,9 +78,7 @@ class Stage1(Resumable):
                 self._loop(run, pool, env)
             self._save_policy(run.tracker.checkpoints / "last.pt")
             verification = verify(self.agent, self.held_out, self.held_out_episodes, config)
-            run.tracker.log(
-                {f"verification/{k}": v for k, v in verification.items()}, {"gradient_steps": self.step}
-            )
+            run.tracker.log("diag", verification, {"gradient_steps": self.step})
             run.tracker.write_summary(
                 {
                     "gradient_steps": self.step,
@@ -116,8 +113,8 @@ class Stage1(Resumable):
                 metrics = self.agent.update(states[index], pool.draw(index) if pool else None)
                 self.step += 1
                 if self.step % config.log_freq == 0 or self.step == total:
-                    row = run.tracker.log(metrics, {"gradient_steps": self.step})
-                    health.observe({"gradient_steps": self.step, **row})
+                    row = run.tracker.log("stage1", metrics, {"gradient_steps": self.step})
+                    health.observe(row)
                     shown = ("nll_loss", "kl_loss", "eff_num", "corr_A_logprob")
                     progress.report(self.step, {name: row[name] for name in shown})
 
@@ -130,7 +127,7 @@ class Stage1(Resumable):
         config = self.config
         source = policy_source(self.agent.policy, deterministic=config.eval_deterministic)
         summary = evaluate(run, env, self.base, source, config.eval_episodes, self.device)
-        run.tracker.log(evaluation_row(summary), {"gradient_steps": self.step}, "eval")
+        run.tracker.log("eval", summary.row(), {"gradient_steps": self.step})
         self.evaluated, self.evaluation = self.step, asdict(summary)
         if self.best.improved_by(summary):
             self._save_policy(run.tracker.checkpoints / "best_eval_success_once.pt")
@@ -211,14 +208,11 @@ def verify(agent: AWMLEAgent, states: Tensor, episodes: Tensor, config: Stage1Co
     found = {
         "q_prior": float(prior.mean()),
         "q_policy": float(policy.mean()),
-        "difference": float((policy - prior).mean()),
         "states": float(count),
         "episodes": float(len(sizes)),
     }
-    if len(sizes) > 1:
-        interval = mean_interval((policy - prior).cpu().numpy())
-        found |= {"difference_low": interval.low, "difference_high": interval.high}
-    return found
+    interval = mean_interval((policy - prior).cpu().numpy())
+    return found | {name: value for name, value in interval.named("difference").items() if value is not None}
 
 
 main = command(Stage1Config, "stage1_offline.yaml", "dsrl stage1")(run)

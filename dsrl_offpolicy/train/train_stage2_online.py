@@ -29,7 +29,7 @@ from dsrl_offpolicy.seeding import numpy_generator, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.tracking.run import Run
 from dsrl_offpolicy.train.base_env import base_env_spec, check_fit, training_env_spec
-from dsrl_offpolicy.train.choosing import Best, evaluate, evaluation_row
+from dsrl_offpolicy.train.choosing import Best, evaluate
 from dsrl_offpolicy.train.command import command, config_of_run
 from dsrl_offpolicy.train.run import STAGE2, TrainingRun, run_folder, training_run
 from dsrl_offpolicy.train.stage2_learner import build_agent
@@ -178,9 +178,7 @@ class Stage2:
         config, axes = self.config, self.counters.axes
         policy = policy_source(self.agent.actor, deterministic=config.eval_deterministic)
         self.last_evaluation = summary = evaluate(run, env, self.base, policy, config.eval_episodes, self.device)
-        row = evaluation_row(summary)
-        run.tracker.log(row, axes, "eval")
-        self.health.observe({**axes, **row})
+        self.health.observe(run.tracker.log("eval", summary.row(), axes))
         if self.best.improved_by(summary):
             extra = {"env_id": config.env_id, "counters": asdict(self.counters)}
             path = run.tracker.checkpoints / "best_eval_success_once.pt"
@@ -201,8 +199,8 @@ class Stage2:
             "lost_macro_steps": counters.lost_macro_steps,
             "latent_dim": self.agent.layout.dim,
         }
-        row = tracker.log({**metrics, **training, **rates}, counters.axes, "train")
-        self.health.observe({**counters.axes, **row})
+        row = tracker.log("train", {**metrics, **training, **rates}, counters.axes)
+        self.health.observe(row)
         shown = {"success": row["train_success"], "q_mean": row["q_mean"], "alpha": row.get("alpha", "-")}
         shown |= {"env/s": rates["env_steps_per_s"], "grad/s": rates["gradient_steps_per_s"]}
         progress.report(counters.env_steps, shown)

@@ -195,9 +195,12 @@ def test_defaults_are_in_range(job):
 
 
 PARTS = {
-    "pretrain": ("stage0_learner",),
-    "stage1": ("stage1_learner",),
-    "stage2": ("stage2_learner", "stage2_state"),
+    "demos": tuple(
+        f"demos.makers.{name}" for name in ("imperfection", "lift_peg", "metaworld", "motion_planning")
+    ),
+    "pretrain": ("train.stage0_learner",),
+    "stage1": ("train.stage1_learner",),
+    "stage2": ("train.stage2_learner", "train.stage2_state"),
 }
 """Modules besides its own that read a job's settings."""
 
@@ -207,8 +210,9 @@ def test_every_setting_is_read_by_its_own_job(command):
     """A setting that no code reads is a flag that does nothing: each must be read as ``config.<name>`` in the
     job's own module, in its parts or in those that all jobs share."""
     read: set[str] = set()
-    shared = ("run", "command", "start", "base_env", "demo_files", *PARTS.get(command, ()))
-    for module in (COMMANDS[command][0], *(f"dsrl_offpolicy.train.{name}" for name in shared)):
+    rooms = ("run", "command", "start", "base_env", "demonstrations")
+    shared = (*(f"train.{name}" for name in rooms), *PARTS.get(command, ()), "tracking.sink")
+    for module in (COMMANDS[command][0], *(f"dsrl_offpolicy.{name}" for name in shared)):
         tree = ast.parse(Path(import_module(module).__file__).read_text())
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):

@@ -14,12 +14,14 @@ from torch import Tensor
 from dsrl_offpolicy.agents.awsc import DemoBatch
 from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config
 from dsrl_offpolicy.contracts import BasePolicy, PolicyInfo, RewardTerms
-from dsrl_offpolicy.demos.trajectory import Demonstrations, read_demonstrations
+from dsrl_offpolicy.demos.format import find_format, read_demonstrations
+from dsrl_offpolicy.demos.trajectory import Demonstrations, check_info
 from dsrl_offpolicy.demos.windows import Windows, WindowSpec, cut_windows, split_episodes
 from dsrl_offpolicy.envs.family import EnvFamily, find_family
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.vector import inspect_env
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.files.plain import reading
 from dsrl_offpolicy.train.base_env import control_mode_of
 from dsrl_offpolicy.train.start import rewards_of
 
@@ -36,14 +38,13 @@ def load_demonstrations(
     reward_mode: str | None = None,
     poses: bool = False,
 ) -> Demonstrations:
-    """The demonstrations of ``path``, once they are of the job's task and modes.
+    """Read the demonstrations of ``path``, once they are of the job's task and modes.
 
-    Of a file with images, the order of the state's parts and of the cameras is asked of the environment: HDF5 does
-    not keep it.
+    A format that does not keep the order of the state's parts and of the cameras is told the environment's.
 
     Args:
-        config: its ``env_id``, ``num_demos`` and simulator are used.
-        path: the HDF5 file.
+        config: its ``env_id``, ``demo_format``, ``num_demos`` and simulator are used.
+        path: the file.
         obs_mode: what is needed; None takes what the file has.
         control_mode: what is needed; None takes what the file has.
         reward_mode: whose rewards are needed; None and ``sparse`` need none.
@@ -54,21 +55,25 @@ def load_demonstrations(
     """
     family = find_family(config.env_id, config.env_family)
     rewards = reward_mode if reward_mode != "sparse" else None
-    look = read_demonstrations(path, need_rewards=rewards is not None, limit=1)
-    look.expect(env_id=config.env_id, control_mode=control_mode, obs_mode=obs_mode, reward_mode=rewards)
-    if rewards == "dense" and look.reward_mode is None:
+    demo_format = find_format(config.demo_format, path)
+    with reading(str(path), f"what {type(demo_format).__name__} can read"):
+        info = demo_format.describe(path)
+    wanted = {"env_id": config.env_id, "control_mode": control_mode, "obs_mode": obs_mode, "reward_mode": rewards}
+    check_info(info, path, wanted)
+    if rewards == "dense" and info.has_rewards and info.reward_mode is None:
         raise InputError(
             f"reward_mode: expected demonstrations recorded with dense, {path} does not say with which "
             "(ManiSkill's replay leaves it out for its default, which is normalized_dense)"
         )
-    obs_mode = obs_mode or look.obs_mode or "state"
+    obs_mode = obs_mode or info.obs_mode or "state"
     if obs_mode not in ("state", "rgb"):
         raise InputError(f"obs_mode: expected demonstrations recorded with state or rgb, {path} has {obs_mode}")
     keys = cameras = None
-    if obs_mode == "rgb":
-        keys, cameras = _order_in_environment(config, family, control_mode or look.control_mode or None)
+    if obs_mode == "rgb" and not demo_format.keeps_order:
+        keys, cameras = _order_in_environment(config, family, control_mode or info.control_mode or None)
     demos = read_demonstrations(
         path,
+        demo_format=config.demo_format,
         need_rewards=rewards is not None,
         need_images=obs_mode == "rgb",
         want_poses=poses and obs_mode == "rgb",
@@ -78,6 +83,13 @@ def load_demonstrations(
     )
     _note_time_limit(demos, family.time_limit(EnvSpec(config.env_id, max_episode_steps=config.max_episode_steps)))
     return demos
+
+
+def demonstrations_digest(config: Stage0Config | Stage1Config) -> str:
+    """Hash the job's demonstrations: a resumed run must find the same."""
+    assert config.demo_path is not None
+    path = config.demo_path.expanduser()
+    return find_format(config.demo_format, path).digest(path)
 
 
 def _order_in_environment(
@@ -108,20 +120,6 @@ def _note_time_limit(demos: Demonstrations, limit: int | None) -> None:
             f"{limit}; --max_episode_steps gives them longer",
             file=sys.stderr,
         )
-
-
-def image_shape(demos: Demonstrations) -> tuple[int, int, int] | None:
-    """``(H, W, 3k)``; None without images.
-
-    Raises:
-        InputError: trajectories of different shapes.
-    """
-    shapes = {t.images.shape[1:] if t.images is not None else None for t in demos.trajectories}
-    if len(shapes) > 1:
-        raise InputError(
-            f"{demos.path}: expected images of one shape in every traj, got {sorted(map(str, shapes))}"
-        )
-    return shapes.pop()
 
 
 def encode_demonstrations(
@@ -182,7 +180,7 @@ def load_states(
     """
     info = base.info
     demos = load_demonstrations(config, path, obs_mode=info.obs_mode, control_mode=control_mode_of(info, config))
-    shape = image_shape(demos)
+    shape = demos.image_shape
     if shape is not None and shape[2] != info.image_channels:
         raise InputError(
             f"demo_path: expected images of {info.image_channels // 3} cameras as in the base policy, "
