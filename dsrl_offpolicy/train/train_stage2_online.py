@@ -65,6 +65,9 @@ class Stage2:
         self.base = load_base(config, device)
         self.env_spec = training_env_spec(config, self.base)
         check_fit(self.base.spec, self.env_spec)
+        self.evaluation_spec = base_env_spec(self.base.spec, config, end_on_success=config.eval_end_on_success)
+        if config.train_episode_steps and config.max_episode_steps is None and config.eval_freq:
+            check_fit(self.base.spec, self.evaluation_spec)
         self.agent = build_agent(config, self.base, device)
         self.buffer = MacroReplayBuffer(
             config.replay_buffer_size,
@@ -103,8 +106,9 @@ class Stage2:
             self.health = HealthMonitor(config, folder)
             self._compile()
             env = make_vector_env(self.env_spec, config.num_envs)
-            evaluation_spec = base_env_spec(self.base.spec, config, end_on_success=config.eval_end_on_success)
-            eval_env = make_evaluation_env(env, evaluation_spec, config.num_envs) if config.eval_freq else None
+            eval_env = None
+            if config.eval_freq:
+                eval_env = make_evaluation_env(env, self.evaluation_spec, config.num_envs)
             try:
                 self._loop(tracker, env, eval_env, state, stop)
             finally:
@@ -170,6 +174,8 @@ class Stage2:
                 finished = counters.env_steps >= config.total_timesteps
                 if eval_env is not None and not finished and counters.env_steps >= self.next_evaluation:
                     self._evaluate(tracker, eval_env, collector, stop)
+                    if eval_env is env:
+                        collector.take_back()
                     self.next_evaluation += config.eval_freq
                 if counters.env_steps >= config.warmup_steps:
                     self._burn_in()
@@ -252,6 +258,8 @@ class Stage2:
         config = self.config
         policy = policy_source(self.agent.actor, deterministic=config.eval_deterministic)
         seeds = evaluation_seeds(config.eval_episodes)
+        if env is collector.env:
+            self._count(collector.lend())
         try:
             outcomes = run_episodes(env, self.base, stop.listening(policy), seeds, self.device)
         except EvaluationStopped:
