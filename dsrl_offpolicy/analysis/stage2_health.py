@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from dsrl_offpolicy.analysis.run_folder import RATES
 from dsrl_offpolicy.analysis.verdict import (
     ENOUGH_ROWS,
     Q_SLACK,
@@ -18,6 +19,7 @@ from dsrl_offpolicy.analysis.verdict import (
     too_early,
 )
 from dsrl_offpolicy.configs.jobs import Stage2Config
+from dsrl_offpolicy.files.metrics import rows_of
 from dsrl_offpolicy.models.latent_policy import LOG_SIGMA_MAX
 
 EXPLODING_Q = "reduce critic_lr, increase tau"
@@ -54,14 +56,13 @@ MOVED_KL = 1e-3
 """Nats from the prior below which a policy is the prior."""
 
 CRITIC = ("gradient_steps", "env_steps", "macro_steps", "td_error", "q_mean", "utd_effective", "buffer_size")
-EVALUATION = ("success_once", "success_once_low", "success_once_high")
 ACTOR = (*CRITIC, "actor_loss", "alpha", "entropy", "kl")
 
 
 def check_stage2(config: Stage2Config, rows: Sequence[Row]) -> list[Verdict]:
     """The verdicts on the rows of a run so far."""
-    evaluations = [row for row in rows if all(name in row for name in EVALUATION)]
-    rows = [row for row in rows if all(name in row for name in CRITIC)]
+    evaluations = rows_of(rows, "eval", RATES)
+    rows = rows_of(rows, "train", CRITIC)
     acting = _acting(rows)
     return [
         q_bounded(config, rows),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
-from dsrl_offpolicy.contracts import BasePolicy, LatentSource, observation_tensors
+from dsrl_offpolicy.contracts import BasePolicy, Encoding, LatentSource, observation_tensors
 from dsrl_offpolicy.envs.family import MacroVectorEnv
 from dsrl_offpolicy.errors import NonFiniteError
 from dsrl_offpolicy.models.latent_layout import LatentLayout
@@ -93,13 +93,13 @@ class Collector:
         """
         self._source = source
         with torch.no_grad():
-            shape = (self.env.num_envs, *self.base_policy.latent_shape)
+            shape = (self.env.num_envs, *self.base_policy.info.latent_shape)
             noise = torch.randn(shape, generator=self.noise, device=self.device)
-            full = source(self._features, noise)
+            full = source(self._encoding.features, noise)
             self._latent = self.layout.select(full)
-            chunk = self.base_policy.decode(self._features, full)[:, self.base_policy.executed_rows]
+            chunk = self.base_policy.decode(self._encoding, full)[:, self.base_policy.info.executed_rows]
         if not bool(chunk.isfinite().all()):
-            evidence = {"features": self._features, "latent": self._latent, "chunk": chunk}
+            evidence = {"features": self._encoding.features, "latent": self._latent, "chunk": chunk}
             raise NonFiniteError("policy: expected finite actions, got NaN or infinity", evidence)
         for episode, actions in zip(self._episodes, chunk.cpu(), strict=True):
             episode.chunks.append(actions)
@@ -114,9 +114,9 @@ class Collector:
         """
         assert self._latent is not None, "collect() follows launch()"
         obs, reward, terminated, truncated, info = self.env.step_wait()
-        next_features = self._encode(obs)
+        encoding = self._encode(obs)
         lost = np.asarray(info.get("lost", np.zeros(self.env.num_envs, dtype=bool)))
-        self._store(np.flatnonzero(~lost), reward, next_features, terminated, truncated, info["n_steps"])
+        self._store(np.flatnonzero(~lost), reward, encoding.features, terminated, truncated, info["n_steps"])
         ended = self._tensor(terminated | truncated, torch.bool).cpu().numpy()
         finished = [
             (bool(info["success_once"][i]), float(info["episode_return"][i]), int(info["episode_length"][i]))
@@ -128,8 +128,8 @@ class Collector:
             obs, _ = self.env.reset(seed=seeds, options={"reset_mask": over})
             for i in np.flatnonzero(over):
                 self._episodes[i] = Episode(seeds[i], [])
-            next_features = self._encode(obs)
-        self._features = next_features
+            encoding = self._encode(obs)
+        self._encoding = encoding
         self._latent = None
         return Collected(int(np.sum(~lost)), int(np.sum(info["n_steps"])), finished, int(np.sum(lost)))
 
@@ -140,7 +140,7 @@ class Collector:
         assert self._latent is not None
         index = self._tensor(kept, torch.int64)
         self.buffer.add(
-            obs_features=self._features[index],
+            obs_features=self._encoding.features[index],
             latent=self._latent[index],
             reward=self._tensor(reward, torch.float32)[index],
             next_obs_features=next_features[index],
@@ -157,7 +157,7 @@ class Collector:
         assert self._latent is not None, "state_dict() follows launch()"
         return {
             "episodes": [{"seed": e.seed, "chunks": torch.stack(e.chunks)} for e in self._episodes],
-            "features": self._features,
+            "features": self._encoding.features,
             "latent": self._latent,
             "noise": self.noise.get_state(),
             "starts": json.dumps(self.starts.bit_generator.state),
@@ -190,8 +190,8 @@ class Collector:
                 self._send_chunks(torch.stack(chunks))
                 obs, *_ = self.env.step_wait()
         self._set_generators(state)
-        self._features = self._encode(obs)
-        if not torch.equal(self._features, state["features"].to(self.device)):
+        self._encoding = self._encode(obs)
+        if not torch.equal(self._encoding.features, state["features"].to(self.device)):
             self._begin_anew()
             return False
         self._episodes = episodes
@@ -215,7 +215,7 @@ class Collector:
         seeds = self._draw_seeds()
         obs, _ = self.env.reset(seed=seeds)
         self._episodes = [Episode(seed, []) for seed in seeds]
-        self._features = self._encode(obs)
+        self._encoding = self._encode(obs)
         self._latent: Tensor | None = None
 
     def _set_generators(self, state: dict[str, Any]) -> None:
@@ -226,7 +226,7 @@ class Collector:
         batched = self.env.capabilities.batched
         self.env.step_async(chunks.to(self.device) if batched else chunks.cpu().numpy())
 
-    def _encode(self, obs: Any) -> Tensor:
+    def _encode(self, obs: Any) -> Encoding:
         tensors = observation_tensors(obs, self.device)
         state = tensors if isinstance(tensors, Tensor) else tensors["state"]
         if not bool(state.isfinite().all()):

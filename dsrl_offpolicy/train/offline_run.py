@@ -111,7 +111,7 @@ def offline_run(
     state = _load(checkpoints, same) if resume else None
     resumed = state["log"] if state is not None else None
     with (
-        Run(folder, config, track=config.track, wandb_project=config.wandb_project, resume=resumed) as tracker,
+        Run(folder, config, resume=resumed) as tracker,
         Interruption() as stop,
     ):
         run = OfflineRun(tracker, stop, state, checkpoints, config.save_freq, command, same)

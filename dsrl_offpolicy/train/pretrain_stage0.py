@@ -17,13 +17,17 @@ from dsrl_offpolicy.configs.jobs import Stage0Config
 from dsrl_offpolicy.demos.windows import cut_windows, stack_images, stack_poses, stack_states
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, summarise
-from dsrl_offpolicy.files.checkpoint import file_digest, save_checkpoint
+from dsrl_offpolicy.files.checkpoint import save_checkpoint
 from dsrl_offpolicy.files.plain import reading
 from dsrl_offpolicy.models.latent_sources import prior_source
 from dsrl_offpolicy.seeding import restore_random_states, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.tracking.run import create_run_folder
-from dsrl_offpolicy.train.demo_files import encode_demonstrations, load_demonstrations
+from dsrl_offpolicy.train.demonstrations import (
+    demonstrations_digest,
+    encode_demonstrations,
+    load_demonstrations,
+)
 from dsrl_offpolicy.train.interruption import EvaluationStopped
 from dsrl_offpolicy.train.offline_run import OfflineRun, offline_run
 from dsrl_offpolicy.train.stage0_parts import base_spec, build_agent, to_batch, window_spec
@@ -49,7 +53,7 @@ class Stage0:
         self.config = config
         self.resume = resume
         self.device = device = start_torch(config)
-        what = "an HDF5 file of demonstrations (dsrl demos writes one)"
+        what = "a file of demonstrations (dsrl demos writes one)"
         self.demos = load_demonstrations(
             config,
             require_file(config.demo_path, "demo_path", what),
@@ -59,7 +63,9 @@ class Stage0:
             poses=True,
         )
         self.spec = spec = base_spec(config, self.demos)
-        self.windows = cut_windows(self.demos.trajectories, self.demos.control_mode, window_spec(spec))
+        self.windows = cut_windows(
+            self.demos.trajectories, self.demos.control_mode, window_spec(spec.info, spec.rewards)
+        )
         states = torch.from_numpy(stack_states(self.demos.trajectories))
         self.encoder = ObservationEncoder.fit(states, spec.build_visual()).to(device)
         self.agent = build_agent(config, spec, device)
@@ -67,14 +73,14 @@ class Stage0:
         self.step = 0
         self.sampler = torch.Generator()
         if config.eval_episodes:
-            check_fit(spec, base_env_spec(spec, config, end_on_success=True))
+            check_fit(spec.info, base_env_spec(spec.info, spec.rewards, config, end_on_success=True))
 
     def run(self) -> Path:
         """Train and save ``checkpoints/last.pt``. Returns the run folder."""
         config = self.config
         default = f"dsrl_offpolicy_stage0-{config.env_id}-seed{config.seed}"
         folder = self.resume or create_run_folder(config.out, default)
-        same = {"device": self.device.type, "demonstrations": file_digest(self.demos.path)}
+        same = {"device": self.device.type, "demonstrations": demonstrations_digest(config)}
         with offline_run(folder, config, "dsrl pretrain", same, resume=self.resume is not None) as run:
             if self.spec.image_channels and (run.state is None or run.state["encoder_training"] is not None):
                 self._train_encoder(run)
@@ -130,7 +136,7 @@ class Stage0:
                 )
                 self.step += 1
                 if self.step % config.log_freq == 0 or self.step == config.encoder_iters:
-                    row = run.tracker.log(metrics, {"gradient_steps": self.step}, "encoder")
+                    row = run.tracker.log("encoder", metrics, {"gradient_steps": self.step})
                     progress.report(self.step, {k: row[k] for k in metrics})
         self.encoder_training, self.step = None, 0
 
@@ -151,7 +157,7 @@ class Stage0:
                 metrics = self.agent.update(data.gather(index))
                 self.step += 1
                 if self.step % config.log_freq == 0 or self.step == total:
-                    row = run.tracker.log(metrics, {"gradient_steps": self.step})
+                    row = run.tracker.log("stage0", metrics, {"gradient_steps": self.step})
                     progress.report(self.step, {k: row[k] for k in ("flow_loss", "critic_loss", "q_mean")})
 
     def _state(self) -> dict[str, Any]:
@@ -194,7 +200,9 @@ class Stage0:
     def _evaluate(self, policy: ShortcutFlowPolicy, run: OfflineRun) -> dict[str, Any]:
         """A signal ends it and the run, which is saved at its last gradient step."""
         config = self.config
-        env_spec = base_env_spec(policy.spec, config, end_on_success=config.eval_end_on_success)
+        env_spec = base_env_spec(
+            policy.info, policy.spec.rewards, config, end_on_success=config.eval_end_on_success
+        )
         env = make_vector_env(env_spec, config.num_envs)
         seeds = evaluation_seeds(config.eval_episodes)
         try:

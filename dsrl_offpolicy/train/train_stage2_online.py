@@ -34,7 +34,7 @@ from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
 from dsrl_offpolicy.train.run_state import check_run_state
 from dsrl_offpolicy.train.snapshots import check_finite, snapshot_of_non_finite
 from dsrl_offpolicy.train.stage2_parts import Counters, build_agent, training_env_spec
-from dsrl_offpolicy.train.steering_files import fingerprint, save_steering, steering_content
+from dsrl_offpolicy.train.steering_files import save_steering, steering_content
 from dsrl_offpolicy.train.wiring import (
     base_env_spec,
     check_fit,
@@ -43,6 +43,7 @@ from dsrl_offpolicy.train.wiring import (
     load_base,
     note_other_task,
     note_unknown_rewards,
+    rewards_of,
     start_torch,
 )
 
@@ -64,14 +65,16 @@ class Stage2:
         self.device = device = start_torch(config)
         self.base = load_base(config, device)
         self.env_spec = training_env_spec(config, self.base)
-        check_fit(self.base.spec, self.env_spec)
-        self.evaluation_spec = base_env_spec(self.base.spec, config, end_on_success=config.eval_end_on_success)
+        check_fit(self.base.info, self.env_spec)
+        self.evaluation_spec = base_env_spec(
+            self.base.info, rewards_of(self.base), config, end_on_success=config.eval_end_on_success
+        )
         if config.train_episode_steps and config.max_episode_steps is None and config.eval_freq:
-            check_fit(self.base.spec, self.evaluation_spec)
+            check_fit(self.base.info, self.evaluation_spec)
         self.agent = build_agent(config, self.base, device)
         self.buffer = MacroReplayBuffer(
             config.replay_buffer_size,
-            self.base.feature_dim,
+            self.base.info.feature_dim,
             self.agent.layout.dim,
             generator=torch_generator(config.seed, "replay", device),
             device=device,
@@ -94,12 +97,12 @@ class Stage2:
         self.checkpoints = RunCheckpoints(folder / "checkpoints", "stage2")
         self.replay_files = ReplayFiles(folder / "replay")
         state = self._load_state() if self.resume else None
-        note_other_task(self.base.spec, config.env_id)
+        note_other_task(self.base.info, config.env_id)
         if config.init_critic:
-            note_unknown_rewards(self.base.spec)
+            note_unknown_rewards(rewards_of(self.base))
         resumed = state["log"] if state else None
         with (
-            Run(folder, config, track=config.track, wandb_project=config.wandb_project, resume=resumed) as tracker,
+            Run(folder, config, resume=resumed) as tracker,
             Interruption() as stop,
             snapshot_of_non_finite(folder, self._snapshot),
         ):
@@ -123,7 +126,7 @@ class Stage2:
     def _compile(self) -> None:
         """Compile the learner where asked or worth it; a machine without a compiler is told and goes on."""
         config = self.config
-        macro_steps = (config.total_timesteps - config.warmup_steps) / self.base.spec.act_horizon
+        macro_steps = (config.total_timesteps - config.warmup_steps) / self.base.info.act_horizon
         planned = config.critic_burnin_steps + macro_steps * config.utd_ratio
         if config.compile == "off" or (config.compile == "auto" and planned < COMPILE_FROM):
             return
@@ -247,8 +250,8 @@ class Stage2:
             "lost_macro_steps": counters.lost_macro_steps,
             "latent_dim": self.agent.layout.dim,
         }
-        row = tracker.log({**metrics, **training, **rates}, self._axes(), "train")
-        self.health.observe({**self._axes(), **row})
+        row = tracker.log("train", {**metrics, **training, **rates}, self._axes())
+        self.health.observe(row)
         shown = {"success": row["train_success"], "q_mean": row["q_mean"], "alpha": row.get("alpha", "-")}
         shown |= {"env/s": rates["env_steps_per_s"], "grad/s": rates["gradient_steps_per_s"]}
         progress.report(counters.env_steps, shown)
@@ -266,16 +269,8 @@ class Stage2:
             self._save_run(tracker, collector)
             raise self._interrupted(stop, tracker) from None
         self.last_evaluation = summary = summarise(outcomes)
-        row = {
-            "success_once": summary.success_once.value,
-            "success_once_low": summary.success_once.low,
-            "success_once_high": summary.success_once.high,
-            "success_at_end": summary.success_at_end.value,
-            "return": summary.episode_return.value,
-            "length": summary.length.value,
-        }
-        tracker.log(row, self._axes(), "eval")
-        self.health.observe({**self._axes(), **row})
+        row = tracker.log("eval", summary.row(), self._axes())
+        self.health.observe(row)
         if row["success_once"] >= self.best:
             self.best = row["success_once"]
             self._save_policy(tracker.checkpoints / "best_eval_success_once.pt")
@@ -333,7 +328,7 @@ class Stage2:
             raise InputError(f"resume: expected a run that was interrupted, {self.resume} is at its end")
         if state["device"] != self.device.type:
             raise InputError(f"device: expected {state['device']}, where the run began, got {self.device.type}")
-        if state["base_fingerprint"] != fingerprint(self.base):
+        if state["base_fingerprint"] != self.base.fingerprint():
             raise InputError("resume: expected the base policy that the run began with, got another")
         return state
 

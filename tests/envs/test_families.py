@@ -12,7 +12,7 @@ from strange_worlds import CALLS, Robots
 from tiny_worlds import HalvingPolicy
 
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
-from dsrl_offpolicy.contracts import observation_tensors
+from dsrl_offpolicy.contracts import Encoding, observation_tensors
 from dsrl_offpolicy.envs import processes
 from dsrl_offpolicy.envs.family import EnvFacts, find_family
 from dsrl_offpolicy.envs.spec import EnvSpec
@@ -95,7 +95,7 @@ class _Reader(HalvingPolicy):
 
     def encode(self, obs):
         self.seen = obs
-        return obs["state"].flatten(1)
+        return Encoding(obs["state"].flatten(1))
 
 
 @pytest.fixture
@@ -108,8 +108,8 @@ def robots():
 
 def _collector(env, policy=None) -> Collector:
     policy = policy or _Reader()
-    layout = LatentLayout("full", *policy.latent_shape, policy.executed_rows, 2.0)
-    buffer = MacroReplayBuffer(50, policy.feature_dim, layout.dim, generator=torch.Generator().manual_seed(0))
+    layout = LatentLayout("full", *policy.info.latent_shape, policy.info.executed_rows, 2.0)
+    buffer = MacroReplayBuffer(50, policy.info.feature_dim, layout.dim, generator=torch.Generator().manual_seed(0))
     noise, starts = torch.Generator().manual_seed(0), np.random.default_rng(0)
     return Collector(env, policy, layout, buffer, gamma=0.5, noise=noise, starts=starts)
 

@@ -1,0 +1,140 @@
+"""Demonstrations as Stages 0 and 1 take them: held against what is needed, and their frames encoded once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config
+from dsrl_offpolicy.demos.format import find_format, read_demonstrations
+from dsrl_offpolicy.demos.trajectory import Demonstrations, check_info
+from dsrl_offpolicy.envs.family import EnvFamily, find_family
+from dsrl_offpolicy.envs.spec import EnvSpec
+from dsrl_offpolicy.envs.vector import inspect_env
+from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.files.plain import reading
+
+ENCODED_AT_ONCE = 256
+"""Frames in one call of an image encoder."""
+
+
+def load_demonstrations(
+    config: Stage0Config | Stage1Config,
+    path: Path,
+    *,
+    obs_mode: str | None = None,
+    control_mode: str | None = None,
+    reward_mode: str | None = None,
+    poses: bool = False,
+) -> Demonstrations:
+    """Read the demonstrations of ``path``, once they are of the job's task and modes.
+
+    A format that does not keep the order of the state's parts and of the cameras is told the environment's.
+
+    Args:
+        config: its ``env_id``, ``demo_format``, ``num_demos`` and simulator are used.
+        path: the file.
+        obs_mode: what is needed; None takes what the file has.
+        control_mode: what is needed; None takes what the file has.
+        reward_mode: whose rewards are needed; None and ``sparse`` need none.
+        poses: whether those of objects are wanted beside images, where the file has them.
+
+    Raises:
+        InputError: another task, control mode, observation mode or reward mode; a file or field that is missing.
+    """
+    family = find_family(config.env_id, config.env_family)
+    rewards = reward_mode if reward_mode != "sparse" else None
+    demo_format = find_format(config.demo_format, path)
+    with reading(str(path), f"what {type(demo_format).__name__} can read"):
+        info = demo_format.describe(path)
+    wanted = {"env_id": config.env_id, "control_mode": control_mode, "obs_mode": obs_mode, "reward_mode": rewards}
+    check_info(info, path, wanted)
+    if rewards == "dense" and info.has_rewards and info.reward_mode is None:
+        raise InputError(
+            f"reward_mode: expected demonstrations recorded with dense, {path} does not say with which "
+            "(ManiSkill's replay leaves it out for its default, which is normalized_dense)"
+        )
+    obs_mode = obs_mode or info.obs_mode or "state"
+    if obs_mode not in ("state", "rgb"):
+        raise InputError(f"obs_mode: expected demonstrations recorded with state or rgb, {path} has {obs_mode}")
+    keys = cameras = None
+    if obs_mode == "rgb" and not demo_format.keeps_order:
+        keys, cameras = _order_in_environment(config, family, control_mode or info.control_mode or None)
+    demos = read_demonstrations(
+        path,
+        demo_format=config.demo_format,
+        need_rewards=rewards is not None,
+        need_images=obs_mode == "rgb",
+        want_poses=poses and obs_mode == "rgb",
+        state_keys=keys,
+        cameras=cameras,
+        limit=config.num_demos,
+    )
+    _note_time_limit(demos, family.time_limit(EnvSpec(config.env_id, max_episode_steps=config.max_episode_steps)))
+    return demos
+
+
+def demonstrations_digest(config: Stage0Config | Stage1Config) -> str:
+    """Hash the job's demonstrations: a resumed run must find the same."""
+    assert config.demo_path is not None
+    path = config.demo_path.expanduser()
+    return find_format(config.demo_format, path).digest(path)
+
+
+def _order_in_environment(
+    config: Stage0Config | Stage1Config, family: EnvFamily, control_mode: str | None
+) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """The parts of the state and the cameras, as the environment orders them."""
+    facts = inspect_env(
+        EnvSpec(
+            config.env_id,
+            control_mode=control_mode,
+            obs_mode="rgb",
+            sim_backend=config.sim_backend,
+            render_backend=config.render_backend,
+            robot_uids=config.robot_uids,
+            reward_mode=family.common_reward_mode,
+            env_family=config.env_family,
+        )
+    )
+    return facts.state_keys, facts.cameras
+
+
+def _note_time_limit(demos: Demonstrations, limit: int | None) -> None:
+    """Tell the user where episodes will end before a typical demonstration does."""
+    median = int(np.median([len(t) for t in demos.trajectories]))
+    if limit is not None and median > limit:
+        print(
+            f"note: demonstrations of {demos.env_id} take {median} env steps (median), its episodes end after "
+            f"{limit}; --max_episode_steps gives them longer",
+            file=sys.stderr,
+        )
+
+
+def encode_demonstrations(
+    demos: Demonstrations, encode: Callable[[Tensor, Tensor | None], Tensor], device: torch.device
+) -> Tensor:
+    """Features of all frames in order, ``[F, V+S]``: the table that ``Windows.rows`` index. Images are read and
+    encoded a few at a time.
+
+    Args:
+        demos: trajectory i contributes its n_i + 1 frames.
+        encode: states ``[N, S]`` and images ``[N, H, W, 3k]`` (or None) to ``[N, V+S]``.
+        device: where it computes.
+    """
+    parts: list[Tensor] = []
+    with torch.no_grad():
+        for trajectory in demos.trajectories:
+            state = torch.from_numpy(trajectory.obs).to(device)
+            for first in range(0, len(state), ENCODED_AT_ONCE):
+                rows = slice(first, min(first + ENCODED_AT_ONCE, len(state)))
+                images = None
+                if trajectory.images is not None:
+                    images = torch.from_numpy(trajectory.images.read(rows)).to(device)
+                parts.append(encode(state[rows], images))
+    return torch.cat(parts)
