@@ -91,7 +91,6 @@ class Collector:
         Raises:
             NonFiniteError: actions that are not finite; none is sent.
         """
-        self._source = source
         with torch.no_grad():
             shape = (self.env.num_envs, *self.base_policy.info.latent_shape)
             noise = torch.randn(shape, generator=self.noise, device=self.device)
@@ -206,10 +205,9 @@ class Collector:
         return self.collect()
 
     def take_back(self) -> None:
-        """Begin new episodes in the environments that were lent, with the latents of the last ``launch``."""
+        """Begin new episodes in the environments that were lent; ``launch`` is next."""
         self._lent = None
         self._begin_anew()
-        self.launch(self._source)
 
     def _begin_anew(self) -> None:
         seeds = self._draw_seeds()

@@ -155,6 +155,7 @@ def test_an_exclusive_family_is_evaluated_in_the_training_environment_and_begins
     robots.step(np.zeros((2, 2, 1), np.float32))
     assert torch.equal(collector.state_dict()["latent"], running)  # what a stopped evaluation saves
     collector.take_back()
+    collector.launch(prior_source())
     assert collector.collect().transitions == 2
     starts = collector.buffer.obs_features[2:4]
     assert starts[:, 1].tolist() == [0, 0] and not set(starts[:, 0].tolist()) & {900.0, 901.0}
