@@ -63,7 +63,12 @@ class Stage0:
             poses=True,
         )
         self.spec = spec = base_spec(config, self.demos)
-        self.windows = cut_windows(self.demos.trajectories, self.demos.control_mode, window_spec(spec))
+        self.windows = cut_windows(
+            self.demos.trajectories,
+            self.demos.control_mode,
+            window_spec(spec),
+            has_gripper=self.demos.has_gripper,
+        )
         states = torch.from_numpy(stack_states(self.demos.trajectories))
         self.encoder = ObservationEncoder.fit(states, spec.build_visual()).to(device)
         self.agent = build_agent(config, spec, device)

@@ -237,7 +237,8 @@ def load_states(config: Stage1Config, base: ShortcutFlowPolicy, device: torch.de
             f"demo_path: expected {base.latent_shape[1]} action dimensions as in the base policy, "
             f"got {demos.action_dim}"
         )
-    windows = cut_windows(demos.trajectories, demos.control_mode, window_spec(base.spec, rewards=False))
+    spec = window_spec(base.spec, rewards=False)
+    windows = cut_windows(demos.trajectories, demos.control_mode, spec, has_gripper=demos.has_gripper)
     parts = split_episodes(windows, config.held_out_fraction)
     table = encode_demonstrations(demos, base.encode_frames, device)
     train, held_out = (table[torch.from_numpy(p.rows).to(device)].flatten(1) for p in parts)
