@@ -14,9 +14,10 @@ from dsrl_offpolicy.demos.maker import Maker
 from dsrl_offpolicy.demos.makers.lift_peg import LiftPegScript
 from dsrl_offpolicy.demos.makers.metaworld import MetaWorldExperts
 from dsrl_offpolicy.demos.makers.motion_planning import PLANNED_TASKS, MotionPlanner
-from dsrl_offpolicy.envs.maniskill import check_maniskill
-from dsrl_offpolicy.envs.simulators import make_env, metaworld_tasks
+from dsrl_offpolicy.envs.families.maniskill import check_maniskill
+from dsrl_offpolicy.envs.families.metaworld import MetaWorld
 from dsrl_offpolicy.envs.spec import EnvSpec
+from dsrl_offpolicy.envs.vector import make_env
 from dsrl_offpolicy.errors import InputError, did_you_mean
 from dsrl_offpolicy.train.wiring import command
 
@@ -25,7 +26,7 @@ def _metaworld_env(task: str) -> gym.Env:
     return make_env(EnvSpec(task, reward_mode="dense", end_on_success=True))
 
 
-MAKERS: tuple[Maker, ...] = (MotionPlanner(), LiftPegScript(), MetaWorldExperts(metaworld_tasks, _metaworld_env))
+MAKERS: tuple[Maker, ...] = (MotionPlanner(), LiftPegScript(), MetaWorldExperts(MetaWorld().tasks, _metaworld_env))
 """For a task that several demonstrate, the first is the default."""
 
 SHARED = ("env_id", "out", "seed", "episodes", "demonstrator")
@@ -38,7 +39,7 @@ def check_task(flag: str, task: str, planned: Sequence[str] = ()) -> None:
     Raises:
         InputError: naming the nearest task.
     """
-    tasks = [*metaworld_tasks(), *planned]
+    tasks = [*MetaWorld().tasks(), *planned]
     if task not in tasks:
         hint = did_you_mean(task, tasks)
         others = f" or a ManiSkill task with a motion planner ({', '.join(planned)})" if planned else ""

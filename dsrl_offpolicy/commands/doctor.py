@@ -18,7 +18,7 @@ from dsrl_offpolicy.analysis.run_health import check_run
 from dsrl_offpolicy.analysis.verdict import Verdict
 from dsrl_offpolicy.commands.doctor_env import examine_environment
 from dsrl_offpolicy.configs.jobs import DoctorEnvConfig
-from dsrl_offpolicy.envs.simulators import simulator_of
+from dsrl_offpolicy.envs.family import find_family
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.train.wiring import command
@@ -28,10 +28,11 @@ def run(config: DoctorEnvConfig) -> dict[str, Any]:
     """Examine the environment and print what was found. Returns it."""
     spec = EnvSpec(
         config.env_id,
-        reward_mode="sparse" if simulator_of(config.env_id) == "maniskill" else "dense",
+        reward_mode=find_family(config.env_id, config.env_family).common_reward_mode,
         control_mode=config.control_mode,
         sim_backend=config.sim_backend,
         render_backend=config.render_backend,
+        env_family=config.env_family,
     )
     report = examine_environment(spec, config.seconds)
     if config.json:

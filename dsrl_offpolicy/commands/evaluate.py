@@ -15,9 +15,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
 from dsrl_offpolicy.configs.jobs import EvalConfig
-from dsrl_offpolicy.contracts import LatentSource
+from dsrl_offpolicy.contracts import BasePolicy, LatentSource
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.evaluation.episodes import EvaluationSummary, evaluation_seeds, run_episodes, summarise
 from dsrl_offpolicy.models.latent_sources import constant_source, policy_source, prior_source
@@ -25,7 +24,15 @@ from dsrl_offpolicy.seeding import torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.tracking.run import Run, create_run_folder
 from dsrl_offpolicy.train.steering_files import load_steering
-from dsrl_offpolicy.train.wiring import base_env_spec, check_fit, command, load_base, note_other_task, start_torch
+from dsrl_offpolicy.train.wiring import (
+    base_env_spec,
+    check_fit,
+    command,
+    load_base,
+    note_other_task,
+    rewards_of,
+    start_torch,
+)
 
 FIRST_SCREENING_SEED = 500_000
 """Number of the first evaluation start on which constant vectors are screened: apart from the table's starts."""
@@ -35,11 +42,11 @@ def run(config: EvalConfig) -> Path:
     """Evaluate and write ``evaluation.csv`` and ``evaluation.json``; prints the table. Returns the run folder."""
     device = start_torch(config)
     base = load_base(config, device)
-    env_spec = base_env_spec(base.spec, config, end_on_success=config.eval_end_on_success)
-    check_fit(base.spec, env_spec)
+    env_spec = base_env_spec(base.info, rewards_of(base), config, end_on_success=config.eval_end_on_success)
+    check_fit(base.info, env_spec)
     sources = _sources(config, base, device)
     folder = create_run_folder(config.out, f"dsrl_offpolicy_eval-{config.env_id}-seed{config.seed}")
-    note_other_task(base.spec, config.env_id)
+    note_other_task(base.info, config.env_id)
     with Run(folder, config) as tracker:
         env = make_vector_env(env_spec, config.num_envs)
         try:
@@ -52,8 +59,8 @@ def run(config: EvalConfig) -> Path:
     return folder
 
 
-def _sources(config: EvalConfig, base: ShortcutFlowPolicy, device: torch.device) -> dict[str, LatentSource]:
-    zeros = torch.zeros(base.latent_shape, device=device)
+def _sources(config: EvalConfig, base: BasePolicy, device: torch.device) -> dict[str, LatentSource]:
+    zeros = torch.zeros(base.info.latent_shape, device=device)
     sources = {"base (prior noise)": prior_source(), "w = 0": constant_source(zeros)}
     for stage, path in (("stage1", config.stage1_checkpoint), ("stage2", config.stage2_checkpoint)):
         if path is not None:
@@ -65,7 +72,7 @@ def _sources(config: EvalConfig, base: ShortcutFlowPolicy, device: torch.device)
 
 def _evaluate_all(
     config: EvalConfig,
-    base: ShortcutFlowPolicy,
+    base: BasePolicy,
     sources: Mapping[str, LatentSource],
     env: gym.vector.VectorEnv,
     tracker: Run,
@@ -89,14 +96,14 @@ def _evaluate_all(
 
 
 def _best_constant(
-    config: EvalConfig, base: ShortcutFlowPolicy, env: gym.vector.VectorEnv, device: torch.device
+    config: EvalConfig, base: BasePolicy, env: gym.vector.VectorEnv, device: torch.device
 ) -> LatentSource:
     """The constant latent that did best on starts of its own (so that the table's row is unbiased)."""
     generator = torch_generator(config.seed, "constants")
     seeds = evaluation_seeds(config.screening_episodes, FIRST_SCREENING_SEED)
     best_rate, best = -1.0, None
     for _ in range(config.constants):
-        source = constant_source(torch.randn(base.latent_shape, generator=generator).to(device))
+        source = constant_source(torch.randn(base.info.latent_shape, generator=generator).to(device))
         rate = summarise(run_episodes(env, base, source, seeds, device)).success_once.value
         if rate > best_rate:
             best_rate, best = rate, source

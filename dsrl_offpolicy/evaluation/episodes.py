@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 
-from dsrl_offpolicy.contracts import BasePolicy, LatentSource, observation_tensors
+from dsrl_offpolicy.contracts import BasePolicy, Encoding, LatentSource, observation_tensors
+from dsrl_offpolicy.envs.family import MacroVectorEnv
 from dsrl_offpolicy.errors import NonFiniteError
 from dsrl_offpolicy.evaluation.intervals import Interval, mean_interval, wilson_interval
 from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED
@@ -73,11 +73,11 @@ class NoiseStreams:
         return torch.stack([torch.randn(self._shape, generator=self._generators[slot]) for slot in range(slots)])
 
 
-def _act(base_policy: BasePolicy, features: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+def _act(base_policy: BasePolicy, encoding: Encoding, latent: torch.Tensor) -> torch.Tensor:
     """The rows to execute, ``[B, H, A]``."""
-    chunk = base_policy.decode(features, latent)[:, base_policy.executed_rows]
+    chunk = base_policy.decode(encoding, latent)[:, base_policy.info.executed_rows]
     if not bool(chunk.isfinite().all()):
-        evidence = {"features": features, "latent": latent, "chunk": chunk}
+        evidence = {"features": encoding.features, "latent": latent, "chunk": chunk}
         raise NonFiniteError("evaluation: expected finite actions, got NaN or infinity", evidence)
     return chunk
 
@@ -97,7 +97,7 @@ def _outcome(seed: int, slot: int, info: Mapping[str, Any]) -> EpisodeOutcome:
 
 @torch.no_grad()
 def run_episodes(
-    env: gym.vector.VectorEnv,
+    env: MacroVectorEnv,
     base_policy: BasePolicy,
     latent_source: LatentSource,
     seeds: Sequence[int],
@@ -117,8 +117,8 @@ def run_episodes(
         NonFiniteError: actions or returns that are not finite, as observations and rewards make them.
     """
     slots = env.num_envs
-    batched = getattr(env, "batched", False)
-    noise = NoiseStreams(base_policy.latent_shape)
+    batched = env.capabilities.batched
+    noise = NoiseStreams(base_policy.info.latent_shape)
     outcomes: dict[int, EpisodeOutcome] = {}
     waiting = list(enumerate(seeds))[::-1]
     running: dict[int, int] = {}
@@ -139,8 +139,8 @@ def run_episodes(
             noise.start(slot, int(seeds[0]))
     obs = start(list(range(slots)))
     while running:
-        features = base_policy.encode(observation_tensors(obs, device))
-        chunk = _act(base_policy, features, latent_source(features, noise.draw(slots).to(device)))
+        encoding = base_policy.encode(observation_tensors(obs, device))
+        chunk = _act(base_policy, encoding, latent_source(encoding.features, noise.draw(slots).to(device)))
         obs, _, terminated, truncated, info = env.step(chunk if batched else chunk.cpu().numpy())
         over = torch.as_tensor(terminated | truncated).tolist()
         lost = [slot for slot in list(running) if info.get("lost", [False] * slots)[slot]]

@@ -137,6 +137,8 @@ def _oddity(content: Any) -> str | None:
             left += [(inner, depth + 1) for inner in value.values()]
         elif isinstance(value, list | tuple | set):
             left += [(inner, depth + 1) for inner in value]
+        elif isinstance(value, int) and abs(value) >= 2**63:
+            return "a whole number beyond 64 bits"
         elif isinstance(value, Tensor):
             if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
                 return "a tensor that is no plain table of numbers"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.files.plain import is_finite_number, shown
+from dsrl_offpolicy.files.plain import Number, checked
 
 NAME = "metrics.jsonl"
 
@@ -34,8 +35,7 @@ def metrics_row(line: str, where: str) -> dict[str, Any]:
     """
     row = json_object(line, where)
     for name, value in row.items():
-        if not is_finite_number(value):
-            raise InputError(f"{where}: {name}: expected a finite number, got {shown(value)}")
+        checked(value, Number, f"{where}: {name}")
     return row
 
 
@@ -46,9 +46,7 @@ def json_object(text: str, where: str) -> dict[str, Any]:
         InputError: no JSON, or no object.
     """
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: expected JSON, got: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{where}: expected a JSON object, got {type(content).__name__}")
-    return content
+        content = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        raise InputError(f"{where}: expected JSON, got: {error}") from error
+    return checked(content, dict[str, Any], where)

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config
+from dsrl_offpolicy.contracts import BasePolicy, Observation
 from dsrl_offpolicy.demos.format import find_format, read_demonstrations
 from dsrl_offpolicy.demos.trajectory import Demonstrations, check_info
-from dsrl_offpolicy.envs.simulators import check_env_id, simulator_of
+from dsrl_offpolicy.demos.windows import stack_states
+from dsrl_offpolicy.envs.family import EnvFamily, find_family
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.vector import inspect_env
 from dsrl_offpolicy.errors import InputError
@@ -47,7 +49,7 @@ def load_demonstrations(
     Raises:
         InputError: another task, control mode, observation mode or reward mode; a file or field that is missing.
     """
-    check_env_id(config.env_id)
+    family = find_family(config.env_id, config.env_family)
     rewards = reward_mode if reward_mode != "sparse" else None
     demo_format = find_format(config.demo_format, path)
     with reading(str(path), f"what {type(demo_format).__name__} can read"):
@@ -64,7 +66,7 @@ def load_demonstrations(
         raise InputError(f"obs_mode: expected demonstrations recorded with state or rgb, {path} has {obs_mode}")
     keys = cameras = None
     if obs_mode == "rgb" and not demo_format.keeps_order:
-        keys, cameras = _order_in_environment(config, control_mode or info.control_mode or None)
+        keys, cameras = _order_in_environment(config, family, control_mode or info.control_mode or None)
     demos = read_demonstrations(
         path,
         demo_format=config.demo_format,
@@ -75,7 +77,7 @@ def load_demonstrations(
         cameras=cameras,
         limit=config.num_demos,
     )
-    _note_time_limit(demos, config.max_episode_steps)
+    _note_time_limit(demos, family.time_limit(EnvSpec(config.env_id, max_episode_steps=config.max_episode_steps)))
     return demos
 
 
@@ -87,7 +89,7 @@ def demonstrations_digest(config: Stage0Config | Stage1Config) -> str:
 
 
 def _order_in_environment(
-    config: Stage0Config | Stage1Config, control_mode: str | None
+    config: Stage0Config | Stage1Config, family: EnvFamily, control_mode: str | None
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
     """The parts of the state and the cameras, as the environment orders them."""
     facts = inspect_env(
@@ -98,19 +100,15 @@ def _order_in_environment(
             sim_backend=config.sim_backend,
             render_backend=config.render_backend,
             robot_uids=config.robot_uids,
-            reward_mode="sparse" if simulator_of(config.env_id) == "maniskill" else "dense",
+            reward_mode=family.common_reward_mode,
+            env_family=config.env_family,
         )
     )
     return facts.state_keys, facts.cameras
 
 
-def _note_time_limit(demos: Demonstrations, given: int | None) -> None:
+def _note_time_limit(demos: Demonstrations, limit: int | None) -> None:
     """Tell the user where episodes will end before a typical demonstration does."""
-    if simulator_of(demos.env_id) != "maniskill":
-        return
-    from dsrl_offpolicy.envs.maniskill import time_limit
-
-    limit = time_limit(EnvSpec(demos.env_id, max_episode_steps=given))
     median = int(np.median([len(t) for t in demos.trajectories]))
     if limit is not None and median > limit:
         print(
@@ -141,4 +139,43 @@ def encode_demonstrations(
                 if trajectory.images is not None:
                     images = torch.from_numpy(trajectory.images.read(rows)).to(device)
                 parts.append(encode(state[rows], images))
+    return torch.cat(parts)
+
+
+def encode_windows(demos: Demonstrations, rows: np.ndarray, policy: BasePolicy, device: torch.device) -> Tensor:
+    """Encode frame stacks, ``[N, D]``: every frame once where the policy encodes single frames, else whole stacks.
+
+    Args:
+        demos: trajectory i contributes its n_i + 1 frames to one table.
+        rows: ``[N, o]``, rows of that table, each stack within one trajectory (``Windows.rows``).
+        policy: encodes.
+        device: where it computes.
+    """
+    try:
+        table = encode_demonstrations(demos, policy.encode_frames, device)
+    except NotImplementedError:
+        return _encode_stacks(demos, rows, policy, device)
+    return table[torch.from_numpy(rows).to(device)].flatten(1)
+
+
+def _encode_stacks(demos: Demonstrations, rows: np.ndarray, policy: BasePolicy, device: torch.device) -> Tensor:
+    """Encode whole stacks; images are read and encoded a few at a time."""
+    states = stack_states(demos.trajectories)
+    starts = np.cumsum([0, *(len(t) + 1 for t in demos.trajectories)])
+    at_once = max(1, ENCODED_AT_ONCE // rows.shape[1])
+    parts: list[Tensor] = []
+    with torch.no_grad():
+        for first in range(0, len(rows), at_once):
+            part = rows[first : first + at_once]
+            state = torch.from_numpy(states[part]).to(device)
+            obs: Observation = state
+            if demos.image_shape is not None:
+                images = np.empty((*part.shape, *demos.image_shape), np.uint8)
+                owners = np.searchsorted(starts, part[:, -1], side="right") - 1
+                for owner in np.unique(owners):
+                    held, frames = demos.trajectories[owner].images, part[owners == owner] - starts[owner]
+                    assert held is not None
+                    images[owners == owner] = held.read(frames.ravel()).reshape(*frames.shape, *demos.image_shape)
+                obs = {"state": state, "rgb": torch.from_numpy(images).to(device)}
+            parts.append(policy.encode(obs).features)
     return torch.cat(parts)

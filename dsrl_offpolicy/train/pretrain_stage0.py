@@ -66,7 +66,7 @@ class Stage0:
         self.windows = cut_windows(
             self.demos.trajectories,
             self.demos.control_mode,
-            window_spec(spec),
+            window_spec(spec.info, spec.rewards),
             has_gripper=self.demos.has_gripper,
         )
         states = torch.from_numpy(stack_states(self.demos.trajectories))
@@ -76,7 +76,7 @@ class Stage0:
         self.step = 0
         self.sampler = torch.Generator()
         if config.eval_episodes:
-            check_fit(spec, base_env_spec(spec, config, end_on_success=True))
+            check_fit(spec.info, base_env_spec(spec.info, spec.rewards, config, end_on_success=True))
 
     def run(self) -> Path:
         """Train and save ``checkpoints/last.pt``. Returns the run folder."""
@@ -203,7 +203,9 @@ class Stage0:
     def _evaluate(self, policy: ShortcutFlowPolicy, run: OfflineRun) -> dict[str, Any]:
         """A signal ends it and the run, which is saved at its last gradient step."""
         config = self.config
-        env_spec = base_env_spec(policy.spec, config, end_on_success=config.eval_end_on_success)
+        env_spec = base_env_spec(
+            policy.info, policy.spec.rewards, config, end_on_success=config.eval_end_on_success
+        )
         env = make_vector_env(env_spec, config.num_envs)
         seeds = evaluation_seeds(config.eval_episodes)
         try:

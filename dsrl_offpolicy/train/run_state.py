@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
 from dsrl_offpolicy.configs.jobs import Stage2Config
+from dsrl_offpolicy.contracts import BasePolicy
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.plain import check_fields, reading, shown
 from dsrl_offpolicy.train.wiring import build_layout
@@ -42,7 +42,7 @@ def check_run_state(
     *,
     counters: type,
     config: Stage2Config,
-    base: ShortcutFlowPolicy,
+    base: BasePolicy,
     replay: ReplayFiles,
 ) -> None:
     """Hold the content of a checkpoint against the run that it should be of.
@@ -63,7 +63,7 @@ def check_run_state(
     check_fields(content["counters"], {f.name: int for f in fields(counters)}, f"{where}: counters")
     _check_counters(content, where, counters, config)
     if content["collector"] is not None:
-        _check_collector(content["collector"], f"{where}: collector", config, base)
+        _check_collector(content["collector"], f"{where}: collector", config, base, content["device"])
     replay.check(content["replay"])
 
 
@@ -90,12 +90,14 @@ def _check_counters(content: Mapping[str, Any], where: str, counters: type, conf
         raise InputError(f"{where}: counters: expected numbers that fit each other, got others")
 
 
-def _check_collector(state: Mapping[str, Any], where: str, config: Stage2Config, base: ShortcutFlowPolicy) -> None:
+def _check_collector(
+    state: Mapping[str, Any], where: str, config: Stage2Config, base: BasePolicy, device: str
+) -> None:
     check_fields(state, COLLECTOR, where)
     if len(state["episodes"]) != config.num_envs:
         raise InputError(f"{where}: expected {config.num_envs} episodes, got {len(state['episodes'])}")
-    width = build_layout(base, config).dim
-    for name, expected in (("features", base.feature_dim), ("latent", width)):
+    width = build_layout(base.info, config).dim
+    for name, expected in (("features", base.info.feature_dim), ("latent", width)):
         _check_tensor(state[name], (config.num_envs, expected), f"{where}: {name}")
     for episode in state["episodes"]:
         check_fields(episode, EPISODE, where)
@@ -104,9 +106,9 @@ def _check_collector(state: Mapping[str, Any], where: str, config: Stage2Config,
         chunks = episode["chunks"]
         if chunks.ndim != 3 or not len(chunks):
             raise InputError(f"{where}: chunks: expected at least one of [H, A], got {tuple(chunks.shape)}")
-        _check_tensor(chunks, (len(chunks), base.act_horizon, base.latent_shape[1]), f"{where}: chunks")
+        _check_tensor(chunks, (len(chunks), base.info.act_horizon, base.info.action_dim), f"{where}: chunks")
     with reading(where, "states of generators"):
-        torch.Generator(base.encoder.mean.device).set_state(state["noise"].cpu())
+        torch.Generator(device).set_state(state["noise"].cpu())
         np.random.default_rng().bit_generator.state = json.loads(state["starts"])
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from dsrl_offpolicy.agents.awsc import AWSCAgent, DemoBatch
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowSpec
 from dsrl_offpolicy.configs.jobs import Stage0Config
+from dsrl_offpolicy.contracts import PolicyInfo, RewardTerms
 from dsrl_offpolicy.demos.trajectory import Demonstrations
 from dsrl_offpolicy.demos.windows import Windows, WindowSpec
 from dsrl_offpolicy.errors import InputError
@@ -78,18 +79,10 @@ def build_agent(config: Stage0Config, spec: ShortcutFlowSpec, device: torch.devi
     )
 
 
-def window_spec(spec: ShortcutFlowSpec, *, rewards: bool = True) -> WindowSpec:
-    """The windows that a base policy is trained on; without ``rewards`` those of the file are not asked for."""
-    terms = spec.rewards
-    return WindowSpec(
-        spec.obs_horizon,
-        spec.pred_horizon,
-        spec.act_horizon,
-        terms.gamma,
-        terms.reward_mode if rewards else "sparse",
-        terms.reward_scale,
-        terms.end_on_success,
-    )
+def window_spec(info: PolicyInfo, rewards: RewardTerms) -> WindowSpec:
+    """The windows that a base policy is trained on."""
+    terms = rewards.known()
+    return WindowSpec(info.obs_horizon, info.action_shape[0], info.act_horizon, *vars(terms).values())
 
 
 def to_batch(windows: Windows, table: Tensor) -> DemoBatch:

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 
 from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent
-from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
 from dsrl_offpolicy.configs.jobs import Stage2Config
+from dsrl_offpolicy.contracts import BasePolicy
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import load_weights
 from dsrl_offpolicy.seeding import torch_generator
 from dsrl_offpolicy.train.steering_files import load_steering
-from dsrl_offpolicy.train.wiring import build_layout, task_env_spec
+from dsrl_offpolicy.train.wiring import build_layout, rewards_of, task_env_spec
 
 
 @dataclass
@@ -45,10 +45,10 @@ class Counters:
         return self.gradient_steps / max(self.earning_transitions, 1)
 
 
-def training_env_spec(config: Stage2Config, base: ShortcutFlowPolicy) -> EnvSpec:
+def training_env_spec(config: Stage2Config, base: BasePolicy) -> EnvSpec:
     """The environment that Stage 2 learns in."""
     return task_env_spec(
-        base.spec,
+        base.info,
         config,
         reward_mode=config.reward_mode,
         reward_scale=config.reward_scale,
@@ -58,7 +58,7 @@ def training_env_spec(config: Stage2Config, base: ShortcutFlowPolicy) -> EnvSpec
     )
 
 
-def build_agent(config: Stage2Config, base: ShortcutFlowPolicy, device: torch.device) -> DSRLSACAgent:
+def build_agent(config: Stage2Config, base: BasePolicy, device: torch.device) -> DSRLSACAgent:
     """The learner, from the prior or from Stage 1.
 
     Raises:
@@ -68,8 +68,8 @@ def build_agent(config: Stage2Config, base: ShortcutFlowPolicy, device: torch.de
         flag = "init_critic" if config.init_critic else "warmup_policy stage1"
         raise InputError(f"--stage1_checkpoint: expected the checkpoint that --{flag} needs, got nothing")
     agent = DSRLSACAgent(
-        base.feature_dim,
-        build_layout(base, config),
+        base.info.feature_dim,
+        build_layout(base.info, config),
         actor_hidden_dims=config.actor_hidden_dims,
         critic_hidden_dims=config.critic_hidden_dims,
         num_critics=config.num_critics,
@@ -93,7 +93,7 @@ def build_agent(config: Stage2Config, base: ShortcutFlowPolicy, device: torch.de
 
 
 def _start_from_stage1(
-    agent: DSRLSACAgent, config: Stage2Config, path: Path, base: ShortcutFlowPolicy, device: torch.device
+    agent: DSRLSACAgent, config: Stage2Config, path: Path, base: BasePolicy, device: torch.device
 ) -> None:
     policy, content = load_steering(path, "stage1", "stage1_checkpoint", base, device)
     if policy.layout != agent.layout:
@@ -106,7 +106,7 @@ def _start_from_stage1(
         return
     if "critic" not in content:
         raise InputError("stage1_checkpoint: expected a distilled Q^W (stage1 --distill_q), got none")
-    trained = base.spec
+    trained = rewards_of(base)
     for name, expected, found in (
         ("gamma", trained.gamma, config.gamma),
         ("reward_mode", trained.reward_mode, config.reward_mode),

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from torch import Tensor
 
 from dsrl_offpolicy.agents.aw_mle import AWMLEAgent, CandidatePool
 from dsrl_offpolicy.analysis.live import HealthMonitor
-from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
 from dsrl_offpolicy.configs.jobs import Stage1Config
+from dsrl_offpolicy.contracts import ActionCritic, BasePolicy
 from dsrl_offpolicy.demos.windows import cut_windows, split_episodes
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.errors import InputError
@@ -28,13 +29,13 @@ from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.tracking.run import create_run_folder
 from dsrl_offpolicy.train.demonstrations import (
     demonstrations_digest,
-    encode_demonstrations,
+    encode_windows,
     load_demonstrations,
 )
 from dsrl_offpolicy.train.interruption import EvaluationStopped
 from dsrl_offpolicy.train.offline_run import OfflineRun, offline_run
 from dsrl_offpolicy.train.stage0_parts import window_spec
-from dsrl_offpolicy.train.steering_files import save_steering, weights_digest
+from dsrl_offpolicy.train.steering_files import save_steering
 from dsrl_offpolicy.train.wiring import (
     base_env_spec,
     build_layout,
@@ -65,12 +66,15 @@ class Stage1:
         self.resume = resume
         self.device = device = start_torch(config)
         self.base = load_base(config, device)
+        self.action_critic = _critic_of(self.base)
         self.states, self.held_out = load_states(config, self.base, device)
         self.agent = build_agent(config, self.base, device)
         self.sampler = torch_generator(config.seed, "stage1_batches", device)
-        self.env_spec = base_env_spec(self.base.spec, config, end_on_success=config.eval_end_on_success)
+        self.env_spec = base_env_spec(
+            self.base.info, self.action_critic.rewards, config, end_on_success=config.eval_end_on_success
+        )
         if config.eval_freq:
-            check_fit(self.base.spec, self.env_spec)
+            check_fit(self.base.info, self.env_spec)
         self.step = 0
         self.evaluated = 0
         self.best = -1.0
@@ -81,7 +85,7 @@ class Stage1:
         config = self.config
         default = f"dsrl_offpolicy_stage1-{config.env_id}-seed{config.seed}"
         folder = self.resume or create_run_folder(config.out, default)
-        note_other_task(self.base.spec, config.env_id)
+        note_other_task(self.base.info, config.env_id)
         with offline_run(folder, config, "dsrl stage1", self._same(), resume=self.resume is not None) as run:
             pool = self._pool()
             if run.state is not None:
@@ -111,7 +115,7 @@ class Stage1:
     def _pool(self) -> CandidatePool | None:
         """Drawn before anything else is, so that a run that goes on draws the same one again: it may fill a GiB,
         too much to save."""
-        size = pool_size(self.config, len(self.states), self.agent.layout.dim + self.base.spec.critic_heads)
+        size = pool_size(self.config, len(self.states), self.agent.layout.dim + self.action_critic.heads)
         return CandidatePool(self.agent, self.states, size) if size else None
 
     def _loop(self, run: OfflineRun, pool: CandidatePool | None, env: gym.vector.VectorEnv | None) -> None:
@@ -165,7 +169,7 @@ class Stage1:
         return {
             "device": self.device.type,
             "demonstrations": demonstrations_digest(self.config),
-            "base": weights_digest(self.base.encoder, self.base.velocity, self.base.critic),
+            "base": self.base.fingerprint() + self.action_critic.fingerprint(),
         }
 
     def _state(self) -> dict[str, Any]:
@@ -216,55 +220,68 @@ def run(config: Stage1Config) -> Path:
     return Stage1(config).run()
 
 
-def load_states(config: Stage1Config, base: ShortcutFlowPolicy, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Features of the demonstrations' frame stacks, ``[N, D]``: to train on, and held out."""
-    path = require_file(config.demo_path, "demo_path", "a file of demonstrations (dsrl demos writes one)")
-    demos = load_demonstrations(
-        config, path, obs_mode=base.spec.obs_mode, control_mode=control_mode_of(base.spec, config)
-    )
-    shape = demos.image_shape
-    if shape is not None and shape[2] != base.image_channels:
+def _critic_of(base: BasePolicy) -> ActionCritic:
+    """The Q^A that AW-MLE scores candidates with.
+
+    Raises:
+        InputError: the base policy has none.
+    """
+    if base.critic is None:
         raise InputError(
-            f"demo_path: expected images of {base.image_channels // 3} cameras as in the base policy, "
+            "base: Stage 1 scores candidates with an action critic Q^A, and this policy has none; "
+            "dsrl stage2 starts from the prior without one"
+        )
+    return base.critic
+
+
+def load_states(config: Stage1Config, base: BasePolicy, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Features of the demonstrations' frame stacks, ``[N, D]``: to train on, and held out."""
+    info = base.info
+    path = require_file(config.demo_path, "demo_path", "a file of demonstrations (dsrl demos writes one)")
+    demos = load_demonstrations(config, path, obs_mode=info.obs_mode, control_mode=control_mode_of(info, config))
+    shape = demos.image_shape
+    if shape is not None and shape[2] != info.image_channels:
+        raise InputError(
+            f"demo_path: expected images of {info.image_channels // 3} cameras as in the base policy, "
             f"got {shape[2] // 3}"
         )
-    if demos.state_dim != base.state_dim:
+    if demos.state_dim != info.state_dim:
         raise InputError(
-            f"demo_path: expected {base.state_dim} state dimensions as in the base policy, got {demos.state_dim}"
+            f"demo_path: expected {info.state_dim} state dimensions as in the base policy, got {demos.state_dim}"
         )
-    if demos.action_dim != base.latent_shape[1]:
+    if demos.action_dim != info.action_dim:
         raise InputError(
-            f"demo_path: expected {base.latent_shape[1]} action dimensions as in the base policy, "
+            f"demo_path: expected {info.action_dim} action dimensions as in the base policy, "
             f"got {demos.action_dim}"
         )
-    spec = window_spec(base.spec, rewards=False)
+    rewards = replace(_critic_of(base).rewards, reward_mode="sparse")  # those of the file are not asked for
+    spec = window_spec(info, rewards)
     windows = cut_windows(demos.trajectories, demos.control_mode, spec, has_gripper=demos.has_gripper)
     parts = split_episodes(windows, config.held_out_fraction)
-    table = encode_demonstrations(demos, base.encode_frames, device)
-    train, held_out = (table[torch.from_numpy(p.rows).to(device)].flatten(1) for p in parts)
-    return train, held_out
+    features = encode_windows(demos, np.concatenate([p.rows for p in parts]), base, device)
+    return features[: len(parts[0])], features[len(parts[0]) :]
 
 
-def build_agent(config: Stage1Config, base: ShortcutFlowPolicy, device: torch.device) -> AWMLEAgent:
+def build_agent(config: Stage1Config, base: BasePolicy, device: torch.device) -> AWMLEAgent:
     """The learner of Stage 1.
 
     Raises:
         InputError: settings that do not fit the base policy or each other.
     """
-    layout = build_layout(base, config)
+    layout = build_layout(base.info, config)
     if config.candidate_pool != "auto" and 0 < config.candidate_pool < config.num_candidates:
         raise InputError(
             f"candidate_pool: expected 0 or at least num_candidates {config.num_candidates}, "
             f"got {config.candidate_pool}"
         )
-    if config.distill_q and config.num_critics != base.spec.critic_heads:
+    if config.distill_q and config.num_critics != _critic_of(base).heads:
         raise InputError(
-            f"num_critics: expected {base.spec.critic_heads} as in Q^A (distilled head by head), "
+            f"num_critics: expected {_critic_of(base).heads} as in Q^A (distilled head by head), "
             f"got {config.num_critics}"
         )
     critic = (
         LatentCritic(
-            base.feature_dim,
+            base.info.feature_dim,
             layout.dim,
             config.critic_hidden_dims,
             config.num_critics,

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
 
 from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
@@ -21,7 +20,8 @@ from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
 from dsrl_offpolicy.configs.jobs import Stage2Config
 from dsrl_offpolicy.contracts import LatentSource, MacroBatch
-from dsrl_offpolicy.envs.vector import make_vector_env
+from dsrl_offpolicy.envs.family import MacroVectorEnv
+from dsrl_offpolicy.envs.vector import make_evaluation_env, make_vector_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import EvaluationSummary, evaluation_seeds, run_episodes, summarise
 from dsrl_offpolicy.models.latent_sources import policy_source, squashed_prior_source
@@ -34,7 +34,7 @@ from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
 from dsrl_offpolicy.train.run_state import check_run_state
 from dsrl_offpolicy.train.snapshots import check_finite, snapshot_of_non_finite
 from dsrl_offpolicy.train.stage2_parts import Counters, build_agent, training_env_spec
-from dsrl_offpolicy.train.steering_files import fingerprint, save_steering, steering_content
+from dsrl_offpolicy.train.steering_files import save_steering, steering_content
 from dsrl_offpolicy.train.wiring import (
     base_env_spec,
     check_fit,
@@ -43,6 +43,7 @@ from dsrl_offpolicy.train.wiring import (
     load_base,
     note_other_task,
     note_unknown_rewards,
+    rewards_of,
     start_torch,
 )
 
@@ -64,11 +65,11 @@ class Stage2:
         self.device = device = start_torch(config)
         self.base = load_base(config, device)
         self.env_spec = training_env_spec(config, self.base)
-        check_fit(self.base.spec, self.env_spec)
+        check_fit(self.base.info, self.env_spec)
         self.agent = build_agent(config, self.base, device)
         self.buffer = MacroReplayBuffer(
             config.replay_buffer_size,
-            self.base.feature_dim,
+            self.base.info.feature_dim,
             self.agent.layout.dim,
             generator=torch_generator(config.seed, "replay", device),
             device=device,
@@ -91,9 +92,9 @@ class Stage2:
         self.checkpoints = RunCheckpoints(folder / "checkpoints", "stage2")
         self.replay_files = ReplayFiles(folder / "replay")
         state = self._load_state() if self.resume else None
-        note_other_task(self.base.spec, config.env_id)
+        note_other_task(self.base.info, config.env_id)
         if config.init_critic:
-            note_unknown_rewards(self.base.spec)
+            note_unknown_rewards(rewards_of(self.base))
         resumed = state["log"] if state else None
         with (
             Run(folder, config, track=config.track, wandb_project=config.wandb_project, resume=resumed) as tracker,
@@ -103,8 +104,10 @@ class Stage2:
             self.health = HealthMonitor(config, folder)
             self._compile()
             env = make_vector_env(self.env_spec, config.num_envs)
-            evaluation_spec = base_env_spec(self.base.spec, config, end_on_success=config.eval_end_on_success)
-            eval_env = make_vector_env(evaluation_spec, config.num_envs) if config.eval_freq else None
+            evaluation_spec = base_env_spec(
+                self.base.info, rewards_of(self.base), config, end_on_success=config.eval_end_on_success
+            )
+            eval_env = make_evaluation_env(env, evaluation_spec, config.num_envs) if config.eval_freq else None
             try:
                 self._loop(tracker, env, eval_env, state, stop)
             finally:
@@ -119,7 +122,7 @@ class Stage2:
     def _compile(self) -> None:
         """Compile the learner where asked or worth it; a machine without a compiler is told and goes on."""
         config = self.config
-        macro_steps = (config.total_timesteps - config.warmup_steps) / self.base.spec.act_horizon
+        macro_steps = (config.total_timesteps - config.warmup_steps) / self.base.info.act_horizon
         planned = config.critic_burnin_steps + macro_steps * config.utd_ratio
         if config.compile == "off" or (config.compile == "auto" and planned < COMPILE_FROM):
             return
@@ -135,8 +138,8 @@ class Stage2:
     def _loop(
         self,
         tracker: Run,
-        env: gym.vector.VectorEnv,
-        eval_env: gym.vector.VectorEnv | None,
+        env: MacroVectorEnv,
+        eval_env: MacroVectorEnv | None,
         state: dict[str, Any] | None,
         stop: Interruption,
     ) -> None:
@@ -247,7 +250,7 @@ class Stage2:
         shown |= {"env/s": rates["env_steps_per_s"], "grad/s": rates["gradient_steps_per_s"]}
         progress.report(counters.env_steps, shown)
 
-    def _evaluate(self, tracker: Run, env: gym.vector.VectorEnv, collector: Collector, stop: Interruption) -> None:
+    def _evaluate(self, tracker: Run, env: MacroVectorEnv, collector: Collector, stop: Interruption) -> None:
         """Evaluate the policy. A signal ends the run here, saved so that it goes on with this evaluation."""
         config = self.config
         policy = policy_source(self.agent.actor, deterministic=config.eval_deterministic)
@@ -325,7 +328,7 @@ class Stage2:
             raise InputError(f"resume: expected a run that was interrupted, {self.resume} is at its end")
         if state["device"] != self.device.type:
             raise InputError(f"device: expected {state['device']}, where the run began, got {self.device.type}")
-        if state["base_fingerprint"] != fingerprint(self.base):
+        if state["base_fingerprint"] != self.base.fingerprint():
             raise InputError("resume: expected the base policy that the run began with, got another")
         return state
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -129,8 +131,7 @@ def test_real_metaworld_gives_the_same_outcomes_in_one_and_two_processes():
 class _WidePolicy(HalvingPolicy):
     def __init__(self) -> None:
         super().__init__(state_dim=39, obs_horizon=1, rows=8, act_horizon=8)
-        self.latent_shape = (8, 4)
-        self.executed_rows = slice(0, 8)
+        self.info = replace(self.info, latent_shape=(8, 4), action_shape=(8, 4), executed_rows=slice(0, 8))
 
 
 def test_frames_reach_the_policy_oldest_first():

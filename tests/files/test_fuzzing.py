@@ -29,6 +29,7 @@ from dsrl_offpolicy.buffers.replay_files import ReplayFiles
 from dsrl_offpolicy.commands import checkpoint as inspect_checkpoint
 from dsrl_offpolicy.configs.jobs import Stage2Config
 from dsrl_offpolicy.configs.loading import parse_job, to_plain
+from dsrl_offpolicy.contracts import Encoding
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import file_digest
 from dsrl_offpolicy.files.formats import FORMAT_VERSION
@@ -39,7 +40,7 @@ from dsrl_offpolicy.train.steering_files import load_steering
 from dsrl_offpolicy.train.train_stage2_online import Counters, Stage2
 from dsrl_offpolicy.train.wiring import config_of_run
 
-GOLDEN = Path(__file__).parent / "golden" / f"format-{FORMAT_VERSION}"
+GOLDEN = Path(__file__).parents[1] / "golden" / f"format-{FORMAT_VERSION}"
 TIMES = int(os.environ.get("DSRL_FUZZ", "1"))
 SLOW = 20.0
 """Seconds that no damaged file may take; whole ones take milliseconds."""
@@ -116,8 +117,10 @@ def test_base_policies(files):
 
     def read() -> None:
         base = load_base_policy(path)
-        chunk = base.decode(torch.zeros(1, base.feature_dim), torch.zeros(1, *base.latent_shape))
-        assert chunk.shape == (1, *base.latent_shape)
+        chunk = base.decode(
+            Encoding(torch.zeros(1, base.info.feature_dim)), torch.zeros(1, *base.info.latent_shape)
+        )
+        assert chunk.shape == (1, *base.info.latent_shape)
 
     fuzz(both(path, 200), read)
 
@@ -140,7 +143,7 @@ def test_latent_policies(files):
 
     def read() -> None:
         policy, _ = load_steering(path, "stage1", "stage1_checkpoint", base, torch.device("cpu"))
-        latent = policy.act(torch.zeros(1, base.feature_dim), torch.zeros(1, *base.latent_shape))
+        latent = policy.act(torch.zeros(1, base.info.feature_dim), torch.zeros(1, *base.info.latent_shape))
         assert latent.shape == (1, policy.layout.dim)
 
     fuzz(both(path, 200), read)
@@ -313,7 +316,7 @@ def test_settings_of_a_run_that_goes_on(files):
 def test_demonstrations(tmp_path, compression):
     """In a process of its own: the library that reads HDF5 is native code."""
     path, count = make(tmp_path / "demos.h5", compression), 150 * TIMES
-    script = Path(__file__).with_name("fuzzed_demos.py")
+    script = Path(__file__).parents[1] / "fuzzed_demos.py"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(script), str(path), "0", str(count)],
         capture_output=True, text=True, timeout=120 * TIMES, check=False,
