@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import msgspec
 
@@ -16,7 +16,6 @@ NAME = "metrics.jsonl"
 Group = Literal["stage0", "encoder", "stage1", "train", "eval", "diag", "stages"]
 """What a row is of: training in Stage 0, of its image encoder, in Stage 1, in Stage 2 (``train``); an evaluation
 by episodes; a check of what was learnt (``diag``); the stages of a quickstart that are done."""
-GROUPS: tuple[str, ...] = get_args(Group)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

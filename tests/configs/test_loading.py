@@ -210,7 +210,8 @@ def test_every_setting_is_read_by_its_own_job(command):
     """A setting that no code reads is a flag that does nothing: each must be read as ``config.<name>`` in the
     job's own module, in its parts or in those that all jobs share."""
     read: set[str] = set()
-    shared = ("train.wiring", "train.demonstrations", *PARTS.get(command, ()))
+    loggers = ("tracking.sink", "tracking.sinks.wandb")
+    shared = ("train.wiring", "train.demonstrations", *loggers, *PARTS.get(command, ()))
     for module in (COMMANDS[command][0], *(f"dsrl_offpolicy.{name}" for name in shared)):
         tree = ast.parse(Path(import_module(module).__file__).read_text())
         for node in ast.walk(tree):
@@ -219,6 +220,8 @@ def test_every_setting_is_read_by_its_own_job(command):
                 name = owner.id if isinstance(owner, ast.Name) else getattr(owner, "attr", "")
                 if name == "config":
                     read.add(node.attr)
+            if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):  # a logger's plain values
+                read.add(str(node.slice.value))
     unread = {f.name for f in fields(JOB_OF_COMMAND[command])} - read
     assert not unread, f"dsrl {command}: settings that no code reads: {sorted(unread)}"
 
