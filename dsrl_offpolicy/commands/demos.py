@@ -19,7 +19,7 @@ from dsrl_offpolicy.envs.families.metaworld import MetaWorld
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.vector import make_env
 from dsrl_offpolicy.errors import InputError, did_you_mean
-from dsrl_offpolicy.train.wiring import command
+from dsrl_offpolicy.train.command import command
 
 
 def _metaworld_env(task: str) -> gym.Env:

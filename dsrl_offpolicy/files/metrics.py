@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.files.plain import Number, checked
+from dsrl_offpolicy.files.plain import checked, is_finite_number, shown
 
 NAME = "metrics.jsonl"
 
@@ -40,7 +40,10 @@ def metrics_row(line: str, where: str) -> dict[str, Any]:
     """
     row = json_object(line, where)
     for name, value in row.items():
-        checked(value, Group if name == "group" else Number, f"{where}: {name}")
+        if name == "group":
+            checked(value, Group, f"{where}: group")
+        elif not is_finite_number(value):
+            raise InputError(f"{where}: {name}: expected a finite number, got {shown(value)}")
     return row
 
 

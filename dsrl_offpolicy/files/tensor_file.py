@@ -1,7 +1,7 @@
 """Tensors and plain values in one safetensors file: no code, and nothing to unpickle.
 
-The tensors stand under their dotted paths. Everything else is JSON in the header, with ``{"__tensor__": path}``
-where a tensor belongs and ``{"__items__": [[key, value], ...]}`` for mappings whose keys are not text; tuples become
+The tensors stand under their dotted paths. Everything else is JSON in the header: ``{"__tensor__": path}`` where a
+tensor belongs, and ``{"__items__": [[key, value], ...]}`` for mappings whose keys are not text; tuples become
 lists. The JSON also holds a SHA-256 of all of it, since safetensors itself does not see a flipped bit.
 """
 
@@ -60,7 +60,7 @@ def _digest(plain: Any, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(plain).encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -1,23 +1,29 @@
-"""Demonstrations as Stages 0 and 1 take them: held against what is needed, and their frames encoded once."""
+"""Demonstrations as Stages 0 and 1 take them: held against what is needed, encoded once, and cut into windows."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dsrl_offpolicy.agents.awsc import DemoBatch
 from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config
+from dsrl_offpolicy.contracts import BasePolicy, PolicyInfo, RewardTerms
 from dsrl_offpolicy.demos.format import find_format, read_demonstrations
 from dsrl_offpolicy.demos.trajectory import Demonstrations, check_info
+from dsrl_offpolicy.demos.windows import Windows, WindowSpec, cut_windows, split_episodes
 from dsrl_offpolicy.envs.family import EnvFamily, find_family
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.vector import inspect_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.plain import reading
+from dsrl_offpolicy.train.base_env import control_mode_of
+from dsrl_offpolicy.train.start import rewards_of
 
 ENCODED_AT_ONCE = 256
 """Frames in one call of an image encoder."""
@@ -138,3 +144,60 @@ def encode_demonstrations(
                     images = torch.from_numpy(trajectory.images.read(rows)).to(device)
                 parts.append(encode(state[rows], images))
     return torch.cat(parts)
+
+
+def window_spec(info: PolicyInfo, rewards: RewardTerms) -> WindowSpec:
+    """The windows that a base policy is trained on."""
+    terms = rewards.known()
+    return WindowSpec(info.obs_horizon, info.action_shape[0], info.act_horizon, *vars(terms).values())
+
+
+def to_batch(windows: Windows, table: Tensor) -> DemoBatch:
+    """Windows as tensors on the device of ``table [F, V+S]``, the encoded frames of all demonstrations."""
+
+    def tensor(values: np.ndarray) -> Tensor:
+        return torch.as_tensor(values, dtype=torch.float32, device=table.device)
+
+    def features(rows: np.ndarray) -> Tensor:
+        return table[torch.from_numpy(rows).to(table.device)].flatten(1)
+
+    return DemoBatch(
+        features(windows.rows),
+        tensor(windows.chunks),
+        tensor(windows.reward),
+        tensor(windows.discount),
+        features(windows.next_rows),
+    )
+
+
+def load_states(
+    config: Stage1Config, path: Path, base: BasePolicy, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The frame stacks in ``path``, for Stage 1.
+
+    Returns:
+        Features ``[N, D]`` to train on, features ``[M, D]`` held out, and the episode ``[M]`` of each of these.
+    """
+    info = base.info
+    demos = load_demonstrations(config, path, obs_mode=info.obs_mode, control_mode=control_mode_of(info, config))
+    shape = demos.image_shape
+    if shape is not None and shape[2] != info.image_channels:
+        raise InputError(
+            f"demo_path: expected images of {info.image_channels // 3} cameras as in the base policy, "
+            f"got {shape[2] // 3}"
+        )
+    if demos.state_dim != info.state_dim:
+        raise InputError(
+            f"demo_path: expected {info.state_dim} state dimensions as in the base policy, got {demos.state_dim}"
+        )
+    if demos.action_dim != info.action_dim:
+        raise InputError(
+            f"demo_path: expected {info.action_dim} action dimensions as in the base policy, "
+            f"got {demos.action_dim}"
+        )
+    rewards = replace(rewards_of(base), reward_mode="sparse")  # those of the file are not asked for
+    windows = cut_windows(demos.trajectories, demos.control_mode, window_spec(info, rewards))
+    parts = split_episodes(windows, config.held_out_fraction)
+    table = encode_demonstrations(demos, base.encode_frames, device)
+    train, held_out = (table[torch.from_numpy(p.rows).to(device)].flatten(1) for p in parts)
+    return train, held_out, torch.from_numpy(parts[1].episode).to(device)

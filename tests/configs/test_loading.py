@@ -198,9 +198,9 @@ PARTS = {
     "demos": tuple(
         f"demos.makers.{name}" for name in ("imperfection", "lift_peg", "metaworld", "motion_planning")
     ),
-    "pretrain": ("train.stage0_parts", "train.offline_run"),
-    "stage1": ("train.offline_run",),
-    "stage2": ("train.stage2_parts",),
+    "pretrain": ("train.stage0_learner",),
+    "stage1": ("train.stage1_learner",),
+    "stage2": ("train.stage2_learner", "train.stage2_state"),
 }
 """Modules besides its own that read a job's settings."""
 
@@ -210,8 +210,8 @@ def test_every_setting_is_read_by_its_own_job(command):
     """A setting that no code reads is a flag that does nothing: each must be read as ``config.<name>`` in the
     job's own module, in its parts or in those that all jobs share."""
     read: set[str] = set()
-    loggers = ("tracking.sink", "tracking.sinks.wandb")
-    shared = ("train.wiring", "train.demonstrations", *loggers, *PARTS.get(command, ()))
+    rooms = ("run", "command", "start", "base_env", "demonstrations")
+    shared = (*(f"train.{name}" for name in rooms), *PARTS.get(command, ()), "tracking.sink", "tracking.sinks.wandb")
     for module in (COMMANDS[command][0], *(f"dsrl_offpolicy.{name}" for name in shared)):
         tree = ast.parse(Path(import_module(module).__file__).read_text())
         for node in ast.walk(tree):
