@@ -211,14 +211,19 @@ def test_every_setting_is_read_by_its_own_job(command):
     job's own module, in its parts or in those that all jobs share."""
     read: set[str] = set()
     rooms = ("run", "command", "start", "base_env", "demonstrations")
-    shared = (*(f"train.{name}" for name in rooms), *PARTS.get(command, ()), "tracking.sink", "tracking.sinks.wandb")
+    shared = (
+        *(f"train.{name}" for name in rooms),
+        *PARTS.get(command, ()),
+        "tracking.sink",
+        "tracking.sinks.wandb",
+    )
     for module in (COMMANDS[command][0], *(f"dsrl_offpolicy.{name}" for name in shared)):
         tree = ast.parse(Path(import_module(module).__file__).read_text())
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 owner = node.value
                 name = owner.id if isinstance(owner, ast.Name) else getattr(owner, "attr", "")
-                if name == "config":
+                if name in ("config", "_config"):
                     read.add(node.attr)
             if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):  # a logger's plain values
                 read.add(str(node.slice.value))
