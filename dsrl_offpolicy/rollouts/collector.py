@@ -235,7 +235,7 @@ class Collector:
             return self.base_policy.encode(tensors)
 
     def _tensor(self, values: Any, dtype: torch.dtype) -> Tensor:
-        return torch.as_tensor(values, device=self.device).to(dtype)
+        return torch.as_tensor(values).to(dtype).to(self.device)  # a device may have no doubles
 
     def _draw_seeds(self) -> list[int]:
         return [int(s) for s in self.starts.integers(FIRST_EVALUATION_SEED, size=(self.env.num_envs,))]
