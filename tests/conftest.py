@@ -6,11 +6,14 @@ import contextlib
 import importlib.util
 import io
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 
 def _check_shapes_at_run_time() -> None:
@@ -21,8 +24,6 @@ def _check_shapes_at_run_time() -> None:
     import jaxtyping
 
     jaxtyping.install_import_hook("dsrl_offpolicy", "beartype.beartype")
-    import torch
-
     torch.set_num_threads(1)
 
 
@@ -148,3 +149,25 @@ def golden_files(tmp_path: Path) -> Path:
         settings[name] = str(folder / settings[name])
     config.write_text(yaml.safe_dump(settings))
     return folder
+
+
+@pytest.fixture
+def no_host_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes whatever outside of torch reads a tensor's value on the host fail (torch keeps Adam's step there)."""
+    torch_folder = str(Path(torch.__file__).parent)
+
+    def guarded(name: str) -> Callable:
+        original = getattr(torch.Tensor, name)
+
+        def read(self: Tensor, *args: object, **kwargs: object) -> object:
+            if not sys._getframe(1).f_code.co_filename.startswith(torch_folder):
+                raise AssertionError(f"Tensor.{name} waits for the device")
+            return original(self, *args, **kwargs)
+
+        return read
+
+    names = ("item", "tolist", "numpy", "cpu", "__float__", "__int__", "__bool__", "__format__", "__repr__")
+    for name in names:
+        monkeypatch.setattr(torch.Tensor, name, guarded(name))
+    with pytest.raises(AssertionError, match="waits for the device"):
+        float(torch.ones(()))

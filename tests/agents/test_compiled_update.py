@@ -16,7 +16,7 @@ from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
 from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent
 
 _spec = importlib.util.spec_from_file_location(
-    "make_stage2_updates", Path(__file__).parent / "golden" / "make_stage2_updates.py"
+    "make_stage2_updates", Path(__file__).parents[1] / "golden" / "make_stage2_updates.py"
 )
 golden = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(golden)

@@ -62,7 +62,7 @@ def snapshot(folder: Path) -> dict:
 def test_an_environment_that_is_not_finite_ends_the_run_with_a_snapshot(
     reach_base, tmp_path, monkeypatch, kind, says
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
     folder = tmp_path / "run"
     flags = f"{FLAGS} --eval_freq 0 --env_id small_worlds:{kind}-v0 --max_episode_steps 100"
     flags += " --train_episode_steps 100 --save_freq 16 --reward_mode dense"

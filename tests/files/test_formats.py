@@ -18,7 +18,7 @@ from dsrl_offpolicy.files.checkpoint import load_checkpoint, save_checkpoint
 from dsrl_offpolicy.files.formats import FORMAT_VERSION, MIGRATIONS, NewerFormatError
 from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 VERSIONS = range(1, FORMAT_VERSION + 1)
 _spec = importlib.util.spec_from_file_location("make_checkpoints", GOLDEN / "make_checkpoints.py")
 golden = importlib.util.module_from_spec(_spec)

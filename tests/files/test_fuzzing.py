@@ -39,7 +39,7 @@ from dsrl_offpolicy.train.steering_files import load_steering
 from dsrl_offpolicy.train.train_stage2_online import Counters, Stage2
 from dsrl_offpolicy.train.wiring import config_of_run
 
-GOLDEN = Path(__file__).parent / "golden" / f"format-{FORMAT_VERSION}"
+GOLDEN = Path(__file__).parents[1] / "golden" / f"format-{FORMAT_VERSION}"
 TIMES = int(os.environ.get("DSRL_FUZZ", "1"))
 SLOW = 20.0
 """Seconds that no damaged file may take; whole ones take milliseconds."""
@@ -313,7 +313,7 @@ def test_settings_of_a_run_that_goes_on(files):
 def test_demonstrations(tmp_path, compression):
     """In a process of its own: the library that reads HDF5 is native code."""
     path, count = make(tmp_path / "demos.h5", compression), 150 * TIMES
-    script = Path(__file__).with_name("fuzzed_demos.py")
+    script = Path(__file__).parents[1] / "fuzzed_demos.py"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(script), str(path), "0", str(count)],
         capture_output=True, text=True, timeout=120 * TIMES, check=False,
