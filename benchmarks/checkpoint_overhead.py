@@ -29,6 +29,7 @@ from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
 from dsrl_offpolicy.commands import demos as generate_demos
 from dsrl_offpolicy.configs.jobs import DemosConfig, Stage0Config, Stage2Config
+from dsrl_offpolicy.contracts import MacroTransitions
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.train import pretrain_stage0
 from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
@@ -43,11 +44,11 @@ REPEATS = 5
 def add(buffer: MacroReplayBuffer, count: int) -> None:
     """Random transitions."""
     no = torch.zeros(count, dtype=torch.bool)
-    buffer.add(
+    buffer.add(MacroTransitions(
         obs_features=torch.randn(count, FEATURES), latent=torch.randn(count, ROWS * ACTIONS),
         reward=torch.randn(count), next_obs_features=torch.randn(count, FEATURES), terminated=no, truncated=no,
-        n_steps=torch.full((count,), ROWS, dtype=torch.int32), gamma=CONFIG.gamma,
-    )  # fmt: skip
+        n_steps=torch.full((count,), ROWS, dtype=torch.int32),
+    ), gamma=CONFIG.gamma)  # fmt: skip
 
 
 def make_buffer() -> MacroReplayBuffer:

@@ -114,18 +114,21 @@ def filled_buffer(latent_dim: int, stored: int = STORED) -> Any:
     import torch
 
     from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
+    from dsrl_offpolicy.contracts import MacroTransitions
 
     generator = torch.Generator().manual_seed(0)
     buffer = MacroReplayBuffer(stored, FEATURES, latent_dim, generator=generator)
     ended = torch.zeros(stored, dtype=torch.bool)
     buffer.add(
-        obs_features=torch.randn(stored, FEATURES),
-        latent=torch.randn(stored, latent_dim).clamp(-2, 2),
-        reward=torch.randn(stored),
-        next_obs_features=torch.randn(stored, FEATURES),
-        terminated=ended,
-        truncated=ended,
-        n_steps=torch.full((stored,), 8, dtype=torch.int32),
+        MacroTransitions(
+            obs_features=torch.randn(stored, FEATURES),
+            latent=torch.randn(stored, latent_dim).clamp(-2, 2),
+            reward=torch.randn(stored),
+            next_obs_features=torch.randn(stored, FEATURES),
+            terminated=ended,
+            truncated=ended,
+            n_steps=torch.full((stored,), 8, dtype=torch.int32),
+        ),
         gamma=0.99,
     )
     return buffer

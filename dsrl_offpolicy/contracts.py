@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Observation = Tensor | Mapping[str, Tensor]
@@ -56,6 +56,22 @@ class MacroBatch:
     reward: Float[Tensor, " B"]
     discount: Float[Tensor, " B"]
     next_obs_features: Float[Tensor, "B D"]
+
+
+@dataclass(frozen=True)
+class MacroTransitions:
+    """E macro-transitions as they happened: what a collector returns and a learner stores.
+
+    ``reward`` is that of :class:`MacroBatch`; ``n_steps`` counts the env steps that were executed.
+    """
+
+    obs_features: Float[Tensor, "E D"]
+    latent: Float[Tensor, "E L"]
+    reward: Float[Tensor, " E"]
+    next_obs_features: Float[Tensor, "E D"]
+    terminated: Bool[Tensor, " E"]
+    truncated: Bool[Tensor, " E"]
+    n_steps: Int[Tensor, " E"]
 
 
 class BasePolicy(ABC):

@@ -145,8 +145,6 @@ class Stage2:
             env,
             self.base,
             self.agent.layout,
-            self.buffer,
-            gamma=config.gamma,
             noise=torch_generator(config.seed, "behaviour", self.device),
             starts=numpy_generator(config.seed, "training_starts"),
             device=self.device,
@@ -164,7 +162,7 @@ class Stage2:
             finished = False
             while not finished:
                 if not launched:
-                    self._count(collector.collect())
+                    self._store(collector.collect())
                     collector.launch(policy if counters.env_steps >= config.warmup_steps else warmup_source)
                 launched = False
                 finished = counters.env_steps >= config.total_timesteps
@@ -187,12 +185,13 @@ class Stage2:
         assert stop.requested is not None
         return Interrupted(stop.requested, f"to go on: dsrl stage2 --resume {tracker.path}")
 
-    def _count(self, collected: Collected) -> None:
+    def _store(self, collected: Collected) -> None:
         counters = self.counters
+        self.buffer.add(collected, gamma=self.config.gamma)
         if counters.env_steps >= self.config.warmup_steps:
-            counters.earning_transitions += collected.transitions
+            counters.earning_transitions += len(collected)
         counters.env_steps += collected.env_steps
-        counters.macro_steps += collected.transitions
+        counters.macro_steps += len(collected)
         counters.episodes += len(collected.finished)
         counters.lost_macro_steps += collected.lost
         self.recent.extend(success for success, _, _ in collected.finished)
