@@ -32,7 +32,7 @@ from dsrl_offpolicy.configs.jobs import DemosConfig, Stage0Config, Stage2Config
 from dsrl_offpolicy.contracts import MacroTransitions
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.train import pretrain_stage0
-from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
+from dsrl_offpolicy.train.saves import Saves
 
 CONFIG = Stage2Config()
 FEATURES, ROWS, ACTIONS = 39, 8, 4
@@ -84,7 +84,7 @@ def time_saves(folder: Path) -> tuple[float, float, float]:
     for _ in range(CONFIG.replay_buffer_size // 10_000):
         add(buffer, 10_000)
     agent.update(buffer.sample(CONFIG.batch_size))
-    checkpoints, replay = RunCheckpoints(folder / "checkpoints", "stage2"), ReplayFiles(folder / "replay")
+    checkpoints, replay = Saves(folder / "checkpoints", "stage2"), ReplayFiles(folder / "replay")
 
     def save() -> None:
         checkpoints.save({"training": agent.training_state(), "replay": replay.save(buffer)})

@@ -114,20 +114,20 @@ def main() -> int:
         clock.wrap(Collector, "launch", "policy and decoding")
         stage2._compile()
         stage2._compile = lambda: None  # type: ignore[method-assign]
-        bare = stage2._gradient_step
-        clock.wrap(stage2, "_gradient_step", "gradient steps")
+        bare = stage2.gradient_step
+        clock.wrap(stage2, "gradient_step", "gradient steps")
         window: dict[str, float] = {}
-        inner_update = Stage2._update
+        inner_learn = Stage2._learn
 
-        def update(self: Any, steps: int, *rest: Any) -> None:
-            if steps > 0 and "start" not in window:  # learning begins
+        def learn(self: Any, *rest: Any) -> None:
+            if self.counters.owed(self.config.utd_ratio) > 0 and "start" not in window:  # learning begins
                 clock.seconds.clear()
                 clock.calls.clear()
                 window["start"] = time.perf_counter()
-            inner_update(self, steps, *rest)
+            inner_learn(self, *rest)
             window["end"] = time.perf_counter()
 
-        Stage2._update = update  # type: ignore[method-assign]
+        Stage2._learn = learn  # type: ignore[method-assign]
         stage2.run()
         seconds, calls = dict(clock.seconds), dict(clock.calls)  # before the bare learner samples
         alone = statistics.median(bare_rate(bare, stage2) for _ in range(3))

@@ -21,7 +21,7 @@ from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError, did_you_mean
 from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED, numpy_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
-from dsrl_offpolicy.train.wiring import command
+from dsrl_offpolicy.train.command import command
 
 CONTROL_MODE = "pd_ee_delta_pos"
 """What MetaWorld's actions are: a displacement of the gripper and its opening."""

@@ -21,7 +21,7 @@ from dsrl_offpolicy.configs.jobs import DoctorEnvConfig
 from dsrl_offpolicy.envs.simulators import simulator_of
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.train.wiring import command
+from dsrl_offpolicy.train.command import command
 
 
 def run(config: DoctorEnvConfig) -> dict[str, Any]:

@@ -24,8 +24,10 @@ from dsrl_offpolicy.models.latent_sources import constant_source, policy_source,
 from dsrl_offpolicy.seeding import torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.tracking.run import Run, create_run_folder
+from dsrl_offpolicy.train.base_env import base_env_spec, check_fit
+from dsrl_offpolicy.train.command import command
+from dsrl_offpolicy.train.start import load_base, note_other_task, start_torch
 from dsrl_offpolicy.train.steering_files import load_steering
-from dsrl_offpolicy.train.wiring import base_env_spec, check_fit, command, load_base, note_other_task, start_torch
 
 FIRST_SCREENING_SEED = 500_000
 """Number of the first evaluation start on which constant vectors are screened: apart from the table's starts."""

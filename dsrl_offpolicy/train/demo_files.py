@@ -1,4 +1,4 @@
-"""Demonstrations as Stages 0 and 1 take them: held against what is needed, and their frames encoded once."""
+"""Demonstrations as Stages 0 and 1 take them: held against what is needed, encoded once, and cut into windows."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dsrl_offpolicy.agents.awsc import DemoBatch
+from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, ShortcutFlowSpec
 from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config
 from dsrl_offpolicy.demos.trajectory import Demonstrations, read_demonstrations
+from dsrl_offpolicy.demos.windows import Windows, WindowSpec, cut_windows, split_episodes
 from dsrl_offpolicy.envs.simulators import check_env_id, simulator_of
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.vector import inspect_env
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.train.base_env import control_mode_of
 
 ENCODED_AT_ONCE = 256
 """Frames in one call of an image encoder."""
@@ -144,3 +148,64 @@ def encode_demonstrations(
                     images = torch.from_numpy(trajectory.images.read(rows)).to(device)
                 parts.append(encode(state[rows], images))
     return torch.cat(parts)
+
+
+def window_spec(spec: ShortcutFlowSpec, *, rewards: bool = True) -> WindowSpec:
+    """The windows that a base policy is trained on; without ``rewards`` those of the file are not asked for."""
+    terms = spec.rewards
+    return WindowSpec(
+        spec.obs_horizon,
+        spec.pred_horizon,
+        spec.act_horizon,
+        terms.gamma,
+        terms.reward_mode if rewards else "sparse",
+        terms.reward_scale,
+        terms.end_on_success,
+    )
+
+
+def to_batch(windows: Windows, table: Tensor) -> DemoBatch:
+    """Windows as tensors on the device of ``table [F, V+S]``, the encoded frames of all demonstrations."""
+
+    def tensor(values: np.ndarray) -> Tensor:
+        return torch.as_tensor(values, dtype=torch.float32, device=table.device)
+
+    def features(rows: np.ndarray) -> Tensor:
+        return table[torch.from_numpy(rows).to(table.device)].flatten(1)
+
+    return DemoBatch(
+        features(windows.rows),
+        tensor(windows.chunks),
+        tensor(windows.reward),
+        tensor(windows.discount),
+        features(windows.next_rows),
+    )
+
+
+def load_states(
+    config: Stage1Config, path: Path, base: ShortcutFlowPolicy, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Features of the frame stacks in ``path``, ``[N, D]``: to train on, and held out."""
+    demos = load_demonstrations(
+        config, path, obs_mode=base.spec.obs_mode, control_mode=control_mode_of(base.spec, config)
+    )
+    shape = image_shape(demos)
+    if shape is not None and shape[2] != base.image_channels:
+        raise InputError(
+            f"demo_path: expected images of {base.image_channels // 3} cameras as in the base policy, "
+            f"got {shape[2] // 3}"
+        )
+    if demos.state_dim != base.state_dim:
+        raise InputError(
+            f"demo_path: expected {base.state_dim} state dimensions as in the base policy, got {demos.state_dim}"
+        )
+    if demos.action_dim != base.latent_shape[1]:
+        raise InputError(
+            f"demo_path: expected {base.latent_shape[1]} action dimensions as in the base policy, "
+            f"got {demos.action_dim}"
+        )
+    windows = cut_windows(demos.trajectories, demos.control_mode, window_spec(base.spec, rewards=False))
+    parts = split_episodes(windows, config.held_out_fraction)
+    table = encode_demonstrations(demos, base.encode_frames, device)
+    train, held_out = (table[torch.from_numpy(p.rows).to(device)].flatten(1) for p in parts)
+    return train, held_out

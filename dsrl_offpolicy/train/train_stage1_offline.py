@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,56 +15,38 @@ from torch import Tensor
 
 from dsrl_offpolicy.agents.aw_mle import AWMLEAgent, CandidatePool
 from dsrl_offpolicy.analysis.live import HealthMonitor
-from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
 from dsrl_offpolicy.configs.jobs import Stage1Config
-from dsrl_offpolicy.demos.windows import cut_windows, split_episodes
 from dsrl_offpolicy.envs.vector import make_vector_env
-from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, summarise
 from dsrl_offpolicy.evaluation.intervals import mean_interval
 from dsrl_offpolicy.files.checkpoint import file_digest
-from dsrl_offpolicy.files.plain import reading
-from dsrl_offpolicy.models.latent_q_network import LatentCritic
+from dsrl_offpolicy.files.plain import check_fields, reading
 from dsrl_offpolicy.models.latent_sources import policy_source
 from dsrl_offpolicy.seeding import restore_random_states, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
-from dsrl_offpolicy.tracking.run import create_run_folder
-from dsrl_offpolicy.train.demo_files import encode_demonstrations, image_shape, load_demonstrations
-from dsrl_offpolicy.train.interruption import EvaluationStopped
-from dsrl_offpolicy.train.offline_run import OfflineRun, offline_run
-from dsrl_offpolicy.train.stage0_parts import window_spec
+from dsrl_offpolicy.train.base_env import base_env_spec, check_fit
+from dsrl_offpolicy.train.command import command, config_of_run
+from dsrl_offpolicy.train.demo_files import load_states
+from dsrl_offpolicy.train.run import STAGE1, Resumable, TrainingRun, run_folder, training_run
+from dsrl_offpolicy.train.stage1_learner import build_agent, pool_size
+from dsrl_offpolicy.train.start import load_base, note_other_task, require_file, start_torch
 from dsrl_offpolicy.train.steering_files import save_steering, weights_digest
-from dsrl_offpolicy.train.wiring import (
-    base_env_spec,
-    build_layout,
-    check_fit,
-    command,
-    config_of_run,
-    control_mode_of,
-    load_base,
-    note_other_task,
-    require_file,
-    start_torch,
-)
-
-POOL_BYTES = 2**30
-"""Memory that ``candidate_pool=auto`` takes at most."""
 
 
-class Stage1:
-    """One Stage 1 run: what it is made of, and its loop.
+class Stage1(Resumable):
+    """One Stage 1 run: what it is made of, its loop, and its state.
 
     Args:
-        config: its settings.
-        resume: a run folder that an interrupted run of these settings left; it goes on there.
+        config: its settings; ``resume`` names the folder of an interrupted run of them, which goes on.
     """
 
-    def __init__(self, config: Stage1Config, resume: Path | None = None) -> None:
+    def __init__(self, config: Stage1Config) -> None:
         self.config = config
-        self.resume = resume
         self.device = device = start_torch(config)
         self.base = load_base(config, device)
-        self.states, self.held_out = load_states(config, self.base, device)
+        what = "an HDF5 file of demonstrations (dsrl demos writes one)"
+        self.demo_path = require_file(config.demo_path, "demo_path", what)
+        self.states, self.held_out = load_states(config, self.demo_path, self.base, device)
         self.agent = build_agent(config, self.base, device)
         self.sampler = torch_generator(config.seed, "stage1_batches", device)
         self.env_spec = base_env_spec(self.base.spec, config, end_on_success=config.eval_end_on_success)
@@ -76,20 +60,21 @@ class Stage1:
     def run(self) -> Path:
         """Train, verify on held-out states, evaluate in the environment. Returns the run folder."""
         config = self.config
-        default = f"dsrl_offpolicy_stage1-{config.env_id}-seed{config.seed}"
-        folder = self.resume or create_run_folder(config.out, default)
+        folder = run_folder(STAGE1, config)
         note_other_task(self.base.spec, config.env_id)
-        with offline_run(folder, config, "dsrl stage1", self._same(), resume=self.resume is not None) as run:
+        same = {
+            "device": self.device.type,
+            "demonstrations": file_digest(self.demo_path),
+            "base": weights_digest(self.base.encoder, self.base.velocity, self.base.critic),
+        }
+        with training_run(STAGE1, self, config, folder, same) as run:
             pool = self._pool()
-            if run.state is not None:
-                self._restore(run.state)
+            if run.resumed is not None:
+                self.restore(run.resumed)
             env = make_vector_env(self.env_spec, config.num_envs) if config.eval_freq else None
-            try:
+            with closing(env) if env is not None else nullcontext():
                 self._loop(run, pool, env)
-            finally:
-                if env is not None:
-                    env.close()
-            self._save(run.tracker.checkpoints / "last.pt")
+            self._save_policy(run.tracker.checkpoints / "last.pt")
             verification = verify(self.agent, self.held_out, config)
             run.tracker.log(
                 {f"verification/{k}": v for k, v in verification.items()}, {"gradient_steps": self.step}
@@ -111,20 +96,21 @@ class Stage1:
         size = pool_size(self.config, len(self.states), self.agent.layout.dim + self.base.spec.critic_heads)
         return CandidatePool(self.agent, self.states, size) if size else None
 
-    def _loop(self, run: OfflineRun, pool: CandidatePool | None, env: gym.vector.VectorEnv | None) -> None:
-        config, total = self.config, self.config.total_iters
+    def _loop(self, run: TrainingRun, pool: CandidatePool | None, env: gym.vector.VectorEnv | None) -> None:
+        """Evaluate, save, update, until the gradient steps are done."""
+        config, total, states = self.config, self.config.total_iters, self.states
         health = HealthMonitor(config, run.tracker.path)
         with ProgressReport("stage1", total, "gradient steps") as progress:
             while True:
                 if env is not None and self._evaluation_due():
                     self._evaluate(run, env)
-                run.between_steps(self.step, total, self._state)
+                run.between_steps()
                 if self.step == total:
                     break
                 index = torch.randint(
-                    len(self.states), (config.batch_size,), generator=self.sampler, device=self.device
+                    len(states), (config.batch_size,), generator=self.sampler, device=self.device
                 )
-                metrics = self.agent.update(self.states[index], pool.draw(index) if pool else None)
+                metrics = self.agent.update(states[index], pool.draw(index) if pool else None)
                 self.step += 1
                 if self.step % config.log_freq == 0 or self.step == total:
                     row = run.tracker.log(metrics, {"gradient_steps": self.step})
@@ -136,16 +122,12 @@ class Stage1:
         at = self.step % self.config.eval_freq == 0 or self.step == self.config.total_iters
         return at and self.step > self.evaluated
 
-    def _evaluate(self, run: OfflineRun, env: gym.vector.VectorEnv) -> None:
-        """A signal ends it, to be made up for when the run goes on."""
+    def _evaluate(self, run: TrainingRun, env: gym.vector.VectorEnv) -> None:
+        """Evaluate the policy; a run that resumes makes up for an evaluation in which it was stopped."""
         config = self.config
         source = policy_source(self.agent.policy, deterministic=config.eval_deterministic)
         seeds = evaluation_seeds(config.eval_episodes)
-        try:
-            outcomes = run_episodes(env, self.base, run.stop.listening(source), seeds, self.device)
-        except EvaluationStopped:
-            return
-        summary = summarise(outcomes)
+        summary = summarise(run_episodes(env, self.base, run.listening(source), seeds, self.device))
         row = {
             "success_once": summary.success_once.value,
             "success_at_end": summary.success_at_end.value,
@@ -155,38 +137,9 @@ class Stage1:
         self.evaluated, self.evaluation = self.step, asdict(summary)
         if row["success_once"] > self.best:
             self.best = row["success_once"]
-            self._save(run.tracker.checkpoints / "best_eval_success_once.pt")
+            self._save_policy(run.tracker.checkpoints / "best_eval_success_once.pt")
 
-    def _same(self) -> dict[str, str]:
-        """What must not have changed when the run goes on. A digest reads the demonstrations once more."""
-        assert self.config.demo_path is not None
-        return {
-            "device": self.device.type,
-            "demonstrations": file_digest(self.config.demo_path.expanduser()),
-            "base": weights_digest(self.base.encoder, self.base.velocity, self.base.critic),
-        }
-
-    def _state(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on, but the pool."""
-        return {
-            "gradient_steps": self.step,
-            "training": self.agent.training_state(),
-            "sampler": self.sampler.get_state(),
-            "evaluated": self.evaluated,
-            "best": self.best,
-            "evaluation": self.evaluation,
-        }
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`_state`."""
-        with reading("resume: state of the run", "that of a run of these settings"):
-            self.step = state["gradient_steps"]
-            self.agent.load_training_state(state["training"])
-            self.sampler.set_state(state["sampler"])
-            self.evaluated, self.best, self.evaluation = state["evaluated"], state["best"], state["evaluation"]
-        restore_random_states(state["random"])
-
-    def _save(self, path: Path) -> None:
+    def _save_policy(self, path: Path) -> None:
         """The latent policy, and what it was distilled into, for other jobs."""
         config, agent = self.config, self.agent
         extra: dict[str, Any] = {
@@ -205,106 +158,38 @@ class Stage1:
             }
         save_steering(path, "stage1", agent.policy, self.base, config.actor_hidden_dims, extra)
 
+    def progress(self) -> tuple[int, int]:
+        """Gradient steps."""
+        return self.step, self.config.total_iters
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on, but the pool."""
+        return {
+            "gradient_steps": self.step,
+            "training": self.agent.training_state(),
+            "sampler": self.sampler.get_state(),
+            "evaluated": self.evaluated,
+            "best": self.best,
+            "evaluation": self.evaluation,
+        }
+
+    def check(self, state: Mapping[str, Any], where: str) -> None:
+        """Types; :meth:`restore` holds the rest."""
+        check_fields(state, {"gradient_steps": int, "sampler": Tensor}, where)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`state`."""
+        with reading("resume: state of the run", "that of a run of these settings"):
+            self.step = state["gradient_steps"]
+            self.agent.load_training_state(state["training"])
+            self.sampler.set_state(state["sampler"])
+            self.evaluated, self.best, self.evaluation = state["evaluated"], state["best"], state["evaluation"]
+        restore_random_states(state["random"])
+
 
 def run(config: Stage1Config) -> Path:
     """Train, or go on with an interrupted run. Returns the run folder."""
-    if config.resume is not None:
-        settings = config_of_run(config, "stage1_offline.yaml")
-        return Stage1(settings, resume=config.resume.expanduser()).run()
-    return Stage1(config).run()
-
-
-def load_states(config: Stage1Config, base: ShortcutFlowPolicy, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Features of the demonstrations' frame stacks, ``[N, D]``: to train on, and held out."""
-    path = require_file(config.demo_path, "demo_path", "an HDF5 file of demonstrations (dsrl demos writes one)")
-    demos = load_demonstrations(
-        config, path, obs_mode=base.spec.obs_mode, control_mode=control_mode_of(base.spec, config)
-    )
-    shape = image_shape(demos)
-    if shape is not None and shape[2] != base.image_channels:
-        raise InputError(
-            f"demo_path: expected images of {base.image_channels // 3} cameras as in the base policy, "
-            f"got {shape[2] // 3}"
-        )
-    if demos.state_dim != base.state_dim:
-        raise InputError(
-            f"demo_path: expected {base.state_dim} state dimensions as in the base policy, got {demos.state_dim}"
-        )
-    if demos.action_dim != base.latent_shape[1]:
-        raise InputError(
-            f"demo_path: expected {base.latent_shape[1]} action dimensions as in the base policy, "
-            f"got {demos.action_dim}"
-        )
-    windows = cut_windows(demos.trajectories, demos.control_mode, window_spec(base.spec, rewards=False))
-    parts = split_episodes(windows, config.held_out_fraction)
-    table = encode_demonstrations(demos, base.encode_frames, device)
-    train, held_out = (table[torch.from_numpy(p.rows).to(device)].flatten(1) for p in parts)
-    return train, held_out
-
-
-def build_agent(config: Stage1Config, base: ShortcutFlowPolicy, device: torch.device) -> AWMLEAgent:
-    """The learner of Stage 1.
-
-    Raises:
-        InputError: settings that do not fit the base policy or each other.
-    """
-    layout = build_layout(base, config)
-    if config.candidate_pool != "auto" and 0 < config.candidate_pool < config.num_candidates:
-        raise InputError(
-            f"candidate_pool: expected 0 or at least num_candidates {config.num_candidates}, "
-            f"got {config.candidate_pool}"
-        )
-    if config.distill_q and config.num_critics != base.spec.critic_heads:
-        raise InputError(
-            f"num_critics: expected {base.spec.critic_heads} as in Q^A (distilled head by head), "
-            f"got {config.num_critics}"
-        )
-    critic = (
-        LatentCritic(
-            base.feature_dim,
-            layout.dim,
-            config.critic_hidden_dims,
-            config.num_critics,
-            layer_norm=config.critic_layer_norm,
-        )
-        if config.distill_q
-        else None
-    )
-    return AWMLEAgent(
-        base,
-        layout,
-        hidden_dims=config.actor_hidden_dims,
-        lr=config.lr,
-        num_candidates=config.num_candidates,
-        kappa=config.kappa,
-        baseline_temperature=config.tau,
-        beta_latent=config.beta_latent,
-        advantage_clip=config.advantage_clip,
-        kl_coef=config.kl_coef,
-        max_decode=config.max_decode,
-        critic=critic,
-        critic_lr=config.critic_lr,
-        distill_chunks=config.distill_chunks,
-        generator=torch_generator(config.seed, "stage1", device),
-        device=device,
-    )
-
-
-def pool_size(config: Stage1Config, states: int, floats: int) -> int:
-    """Candidates per state to decode once; 0 for fresh ones at every gradient step.
-
-    Args:
-        config: its ``candidate_pool``, and what training would decode without a pool.
-        states: N.
-        floats: kept of one candidate, L + K.
-    """
-    if config.candidate_pool != "auto":
-        return config.candidate_pool
-    most = 4 * config.num_candidates
-    fits = POOL_BYTES // (4 * floats * states)
-    pays = config.total_iters * config.batch_size * config.num_candidates // (2 * states)
-    size = min(most, fits, pays)
-    return size if size >= 2 * config.num_candidates else 0
+    return Stage1(config_of_run(config, "stage1_offline.yaml")).run()
 
 
 def verify(agent: AWMLEAgent, states: Tensor, config: Stage1Config) -> dict[str, float]:

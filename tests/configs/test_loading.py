@@ -195,9 +195,9 @@ def test_defaults_are_in_range(job):
 
 
 PARTS = {
-    "pretrain": ("stage0_parts", "offline_run"),
-    "stage1": ("offline_run",),
-    "stage2": ("stage2_parts",),
+    "pretrain": ("stage0_learner",),
+    "stage1": ("stage1_learner",),
+    "stage2": ("stage2_learner", "stage2_state"),
 }
 """Modules besides its own that read a job's settings."""
 
@@ -207,7 +207,7 @@ def test_every_setting_is_read_by_its_own_job(command):
     """A setting that no code reads is a flag that does nothing: each must be read as ``config.<name>`` in the
     job's own module, in its parts or in those that all jobs share."""
     read: set[str] = set()
-    shared = ("wiring", "demo_files", *PARTS.get(command, ()))
+    shared = ("run", "command", "start", "base_env", "demo_files", *PARTS.get(command, ()))
     for module in (COMMANDS[command][0], *(f"dsrl_offpolicy.train.{name}" for name in shared)):
         tree = ast.parse(Path(import_module(module).__file__).read_text())
         for node in ast.walk(tree):

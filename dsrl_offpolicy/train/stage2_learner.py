@@ -1,8 +1,7 @@
-"""What Stage 2 begins with: its counters, its environment's description and its learner."""
+"""The learner that Stage 2 begins with: from the prior, or from Stage 1."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,52 +9,11 @@ import torch
 from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
 from dsrl_offpolicy.configs.jobs import Stage2Config
-from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import load_weights
 from dsrl_offpolicy.seeding import torch_generator
+from dsrl_offpolicy.train.start import build_layout
 from dsrl_offpolicy.train.steering_files import load_steering
-from dsrl_offpolicy.train.wiring import build_layout, task_env_spec
-
-
-@dataclass
-class Counters:
-    """Where a run stands.
-
-    ``earning_transitions`` are the macro-transitions stored since updates began; the effective update-to-data
-    ratio is ``gradient_steps / earning_transitions``. Burn-in steps are counted apart. ``lost_macro_steps`` were
-    dropped because their environment process died or hung.
-    """
-
-    env_steps: int = 0
-    macro_steps: int = 0
-    gradient_steps: int = 0
-    burnin_steps: int = 0
-    earning_transitions: int = 0
-    episodes: int = 0
-    lost_macro_steps: int = 0
-
-    def owed(self, utd_ratio: float) -> int:
-        """Gradient steps that the stored transitions have earned and that are not done yet."""
-        return int(self.earning_transitions * utd_ratio + 1e-9) - self.gradient_steps
-
-    @property
-    def utd_effective(self) -> float:
-        """Gradient steps per macro-transition, as done."""
-        return self.gradient_steps / max(self.earning_transitions, 1)
-
-
-def training_env_spec(config: Stage2Config, base: ShortcutFlowPolicy) -> EnvSpec:
-    """The environment that Stage 2 learns in."""
-    return task_env_spec(
-        base.spec,
-        config,
-        reward_mode=config.reward_mode,
-        reward_scale=config.reward_scale,
-        end_on_success=config.end_on_success,
-        max_episode_steps=config.train_episode_steps or config.max_episode_steps,
-        gamma=config.gamma,
-    )
 
 
 def build_agent(config: Stage2Config, base: ShortcutFlowPolicy, device: torch.device) -> DSRLSACAgent:
