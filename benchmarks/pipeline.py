@@ -92,8 +92,8 @@ def main() -> int:
     arguments, flags = parser.parse_known_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cpus])
 
+    from dsrl_offpolicy.agents.stage2_config import Stage2Config
     from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
-    from dsrl_offpolicy.configs.jobs import Stage2Config
     from dsrl_offpolicy.configs.loading import parse_job
     from dsrl_offpolicy.rollouts.collector import Collector
     from dsrl_offpolicy.tracking.progress import ProgressReport

@@ -20,7 +20,7 @@ def main() -> int:
     import psutil
     import torch
 
-    from dsrl_offpolicy.configs.jobs import Stage2Config
+    from dsrl_offpolicy.agents.stage2_config import Stage2Config
     from dsrl_offpolicy.configs.loading import parse_job
     from dsrl_offpolicy.envs.vector import make_vector_env
     from dsrl_offpolicy.train.train_stage2_online import Stage2

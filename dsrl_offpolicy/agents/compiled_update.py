@@ -17,7 +17,8 @@ import torch._dynamo.config
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
-from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent, Metrics, Networks
+from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent, Networks
+from dsrl_offpolicy.agents.steering_agent import Metrics
 from dsrl_offpolicy.contracts import MacroBatch
 
 Weights = dict[str, Tensor]

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsrl_offpolicy.agents.stage2_config import shipped_yaml, stage2_config
 from dsrl_offpolicy.analysis.verdict import Row
-from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config, Stage2Config
+from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config, Stage2LoopConfig
 from dsrl_offpolicy.configs.loading import override, read_settings
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.metrics import json_object, read_metrics
 
-StageConfig = Stage0Config | Stage1Config | Stage2Config
+StageConfig = Stage0Config | Stage1Config | Stage2LoopConfig
 
 # By a setting that no other job has.
-STAGES: dict[str, tuple[str, type, str]] = {
+OFFLINE_STAGES: dict[str, tuple[str, type, str]] = {
     "expectile": ("stage0", Stage0Config, "stage0_pretrain.yaml"),
     "num_candidates": ("stage1", Stage1Config, "stage1_offline.yaml"),
-    "utd_ratio": ("stage2", Stage2Config, "stage2_online.yaml"),
 }
 QUICKSTART_SETTING = "budget"
 
@@ -63,7 +63,11 @@ def read_run(path: Path) -> list[RunFolder]:
         if not runs:
             raise InputError(f"RUN_DIR: expected a quickstart in which a stage has begun, {path} has none yet")
         return runs
-    for setting, (stage, job, shipped) in STAGES.items():
+    if "utd_ratio" in settings:
+        algo = str(settings.get("algo", "sac"))
+        of_run = override(stage2_config(algo), shipped_yaml(algo), settings, str(settings_file))
+        return [RunFolder(path, "stage2", of_run, read_metrics(path), _summary(path))]
+    for setting, (stage, job, shipped) in OFFLINE_STAGES.items():
         if setting in settings:
             config: StageConfig = override(job, shipped, settings, str(settings_file))
             return [RunFolder(path, stage, config, read_metrics(path), _summary(path))]

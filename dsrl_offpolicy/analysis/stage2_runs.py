@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsrl_offpolicy.configs.jobs import Stage2Config
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
+from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
 from dsrl_offpolicy.configs.loading import read_settings, to_plain
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.metrics import read_metrics
@@ -57,7 +58,8 @@ def _read(folder: Path) -> Stage2Run:
     unnamed = [name for name in settings if not isinstance(name, str)]
     if unnamed:
         raise InputError(f"{folder / 'config.yaml'}: expected settings by name, got {unnamed[0]!r}")
-    complete = {**to_plain(Stage2Config()), **settings}
+    defaults = Stage2Config() if settings.get("algo", "sac") == "sac" else Stage2LoopConfig()
+    complete = {**to_plain(defaults), **settings}
     if type(complete["seed"]) is not int:
         raise InputError(f"{folder / 'config.yaml'}: expected a whole number as seed, got {complete['seed']}")
     rows = [row for row in read_metrics(folder) if "success_once" in row]

@@ -79,12 +79,12 @@ YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeErro
 MAY_BE_INFINITE = ("action_magnitude", "advantage_temperature")
 
 
-def parse_job(job: type[Config], shipped_yaml: str, prog: str, argv: Sequence[str]) -> Config:
+def parse_job(job: type[Config], shipped_yaml: str | None, prog: str, argv: Sequence[str]) -> Config:
     """The config of one job.
 
     Args:
         job: its dataclass.
-        shipped_yaml: file name beside this module; read first.
+        shipped_yaml: file name beside this module; read first. None: the defaults are the dataclass's alone.
         prog: how the command is called, for ``--help``.
         argv: flags. ``--config FILE`` names a YAML file that is read second.
 
@@ -93,8 +93,7 @@ def parse_job(job: type[Config], shipped_yaml: str, prog: str, argv: Sequence[st
     """
     flags, user_yaml = _take_config_flag(argv)
     _check_resume_alone(flags, user_yaml)
-    shipped = resources.files("dsrl_offpolicy.configs").joinpath(shipped_yaml)
-    tokens = _mapping_tokens(job, _mapping(shipped.read_text(), shipped_yaml), shipped_yaml)
+    tokens = _shipped_tokens(job, shipped_yaml)
     if user_yaml is not None:
         if not user_yaml.is_file():
             raise InputError(f"--config: expected a YAML file, {user_yaml} does not exist")
@@ -102,13 +101,9 @@ def parse_job(job: type[Config], shipped_yaml: str, prog: str, argv: Sequence[st
     return _parse_tokens(job, [*tokens, *flags], prog)
 
 
-def override(job: type[Config], shipped_yaml: str, values: Mapping[str, Any], where: str) -> Config:
+def override(job: type[Config], shipped_yaml: str | None, values: Mapping[str, Any], where: str) -> Config:
     """A job's config from its shipped YAML and a mapping of overrides (as a quickstart section gives them)."""
-    shipped = resources.files("dsrl_offpolicy.configs").joinpath(shipped_yaml).read_text()
-    tokens = _mapping_tokens(job, _mapping(shipped, shipped_yaml), shipped_yaml) + _mapping_tokens(
-        job, values, where
-    )
-    return _parse_tokens(job, tokens, where)
+    return _parse_tokens(job, _shipped_tokens(job, shipped_yaml) + _mapping_tokens(job, values, where), where)
 
 
 def read_settings(path: Path) -> dict[Any, Any]:
@@ -172,6 +167,13 @@ def _mapping(text: str, where: str) -> dict[Any, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{where}: expected a mapping of settings, got {type(content).__name__}")
     return content
+
+
+def _shipped_tokens(job: type, name: str | None) -> list[str]:
+    if name is None:
+        return []
+    text = resources.files("dsrl_offpolicy.configs").joinpath(name).read_text()
+    return _mapping_tokens(job, _mapping(text, name), name)
 
 
 def _mapping_tokens(job: type, content: Mapping[Any, Any], where: str) -> list[str]:

@@ -99,6 +99,12 @@ class SteeringConfig:
     """b of w = b tanh(u / b); inf is the plain Gaussian."""
     actor_hidden_dims: tuple[int, ...] = (256, 256, 256)
     """Widths of the latent policy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentCriticConfig:
+    """Shape of Q^W."""
+
     critic_hidden_dims: tuple[int, ...] = (256, 256, 256)
     """Widths of Q^W."""
     num_critics: int = 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowSpec
-from dsrl_offpolicy.configs.jobs import Stage2Config
+from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
 from dsrl_offpolicy.configs.shared import SimulatorConfig
 from dsrl_offpolicy.envs.maniskill import DEFAULT_CONTROL_MODE
 from dsrl_offpolicy.envs.simulators import simulator_of
@@ -72,7 +72,7 @@ def base_env_spec(spec: ShortcutFlowSpec, config: SimulatorConfig, *, end_on_suc
     )
 
 
-def training_env_spec(config: Stage2Config, spec: ShortcutFlowSpec) -> EnvSpec:
+def training_env_spec(config: Stage2LoopConfig, spec: ShortcutFlowSpec) -> EnvSpec:
     """The environment that Stage 2 learns in."""
     return task_env_spec(
         spec,

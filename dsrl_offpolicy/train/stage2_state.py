@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
-from dsrl_offpolicy.configs.jobs import Stage2Config
+from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.plain import check_fields, reading, shown
 from dsrl_offpolicy.rollouts.collector import Collector
@@ -151,7 +151,7 @@ class Stage2State(Resumable):
         return same
 
 
-def _check_counters(content: Mapping[str, Any], where: str, config: Stage2Config) -> None:
+def _check_counters(content: Mapping[str, Any], where: str, config: Stage2LoopConfig) -> None:
     """Numbers that would make the rest of the run another length."""
     with reading(f"{where}: counters", f"the counters {', '.join(f.name for f in fields(Counters))}"):
         found = Counters(**content["counters"])
@@ -164,7 +164,9 @@ def _check_counters(content: Mapping[str, Any], where: str, config: Stage2Config
         raise InputError(f"{where}: counters: expected numbers that fit each other, got others")
 
 
-def _check_collector(state: Mapping[str, Any], where: str, config: Stage2Config, base: ShortcutFlowPolicy) -> None:
+def _check_collector(
+    state: Mapping[str, Any], where: str, config: Stage2LoopConfig, base: ShortcutFlowPolicy
+) -> None:
     check_fields(state, COLLECTOR, where)
     if len(state["episodes"]) != config.num_envs:
         raise InputError(f"{where}: expected {config.num_envs} episodes, got {len(state['episodes'])}")

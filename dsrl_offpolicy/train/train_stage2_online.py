@@ -1,11 +1,11 @@
-"""``dsrl stage2``: improve the latent policy online with SAC over macro-steps."""
+"""``dsrl stage2``: improve the latent policy online, with SAC or another algorithm, over macro-steps."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,22 +14,24 @@ from typing import Any
 import torch
 from gymnasium.vector import VectorEnv
 
-from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
+from dsrl_offpolicy.agents.stage2_config import chosen_algorithm, shipped_yaml, stage2_config
+from dsrl_offpolicy.agents.steering_agent import Update
 from dsrl_offpolicy.analysis.curves import plot_stage2_run
 from dsrl_offpolicy.analysis.live import HealthMonitor
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
-from dsrl_offpolicy.configs.jobs import Stage2Config
+from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
+from dsrl_offpolicy.configs.loading import parse_job
 from dsrl_offpolicy.contracts import LatentSource, MacroBatch
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import EvaluationSummary, evaluation_seeds, run_episodes, summarise
-from dsrl_offpolicy.models.latent_sources import policy_source, squashed_prior_source
+from dsrl_offpolicy.models.latent_sources import squashed_prior_source
 from dsrl_offpolicy.rollouts.collector import Collected, Collector
 from dsrl_offpolicy.seeding import numpy_generator, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.tracking.run import Run
 from dsrl_offpolicy.train.base_env import base_env_spec, check_fit, training_env_spec
-from dsrl_offpolicy.train.command import command, config_of_run
+from dsrl_offpolicy.train.command import config_of_run, parsed_command
 from dsrl_offpolicy.train.run import STAGE2, TrainingRun, run_folder, training_run
 from dsrl_offpolicy.train.stage2_learner import build_agent
 from dsrl_offpolicy.train.stage2_state import Counters, Stage2State
@@ -47,7 +49,7 @@ class Stage2:
         config: its settings; ``resume`` names the folder of an interrupted run of them, which goes on.
     """
 
-    def __init__(self, config: Stage2Config) -> None:
+    def __init__(self, config: Stage2LoopConfig) -> None:
         self.config = config
         self.device = device = start_torch(config)
         self.base = load_base(config, device)
@@ -62,7 +64,7 @@ class Stage2:
             device=device,
         )
         self.collector: Collector | None = None
-        self.gradient_step: Callable[..., dict[str, torch.Tensor]] = self.agent.update
+        self.gradient_step: Update = self.agent.update
         self.counters = Counters()
         self.recent: deque[bool] = deque(maxlen=50)
         self.best = -1.0
@@ -126,7 +128,7 @@ class Stage2:
         config = self.config
         if self.counters.env_steps < config.warmup_steps and config.warmup_policy == "prior":
             return squashed_prior_source(self.agent.layout)
-        return policy_source(self.agent.actor, deterministic=False)
+        return self.agent.source()
 
     def _store(self, collected: Collected) -> None:
         counters = self.counters
@@ -165,7 +167,7 @@ class Stage2:
     def _evaluate(self, run: TrainingRun, env: VectorEnv) -> None:
         """Evaluate the policy; a run that resumes makes up for an evaluation in which it was stopped."""
         config, axes = self.config, self.counters.axes
-        policy = policy_source(self.agent.actor, deterministic=config.eval_deterministic)
+        policy = self.agent.source(config.eval_deterministic)
         seeds = evaluation_seeds(config.eval_episodes)
         summary = summarise(run_episodes(env, self.base, run.listening(policy), seeds, self.device))
         self.last_evaluation = summary
@@ -202,7 +204,8 @@ class Stage2:
         }
         row = tracker.log({**metrics, **training, **rates}, counters.axes, "train")
         self.health.observe({**counters.axes, **row})
-        shown = {"success": row["train_success"], "q_mean": row["q_mean"], "alpha": row.get("alpha", "-")}
+        judged = {name: row.get(name, "-") for name in self.agent.judged_by[:2]}
+        shown = {"success": row["train_success"], **judged}
         shown |= {"env/s": rates["env_steps_per_s"], "grad/s": rates["gradient_steps_per_s"]}
         progress.report(counters.env_steps, shown)
 
@@ -221,12 +224,16 @@ class Stage2:
             return
         start = time.monotonic()
         try:
-            self.gradient_step = CompiledUpdate(self.agent, config.batch_size)
+            update = self.agent.compiled(config.batch_size)
         except RuntimeError as error:
             print(f"note: the learner runs uncompiled, torch.compile failed: {str(error)[:200]}", file=sys.stderr)
-        else:
-            took = time.monotonic() - start
-            print(f"stage2: learner compiled in {took:.1f} s (torch keeps it for the next run)", file=sys.stderr)
+            return
+        if update is None:
+            print(f"note: the learner runs uncompiled: {config.algo} has no compiled update", file=sys.stderr)
+            return
+        self.gradient_step = update
+        took = time.monotonic() - start
+        print(f"stage2: learner compiled in {took:.1f} s (torch keeps it for the next run)", file=sys.stderr)
 
     @contextmanager
     def _environments(self) -> Iterator[tuple[VectorEnv, VectorEnv | None]]:
@@ -263,16 +270,22 @@ class Stage2:
         }
 
 
-def run(config: Stage2Config) -> Path:
+def settings(argv: Sequence[str]) -> Stage2LoopConfig:
+    """The settings of the loop and of the algorithm that ``argv`` chooses."""
+    algo = chosen_algorithm(argv)
+    return parse_job(stage2_config(algo), shipped_yaml(algo), "dsrl stage2", argv)
+
+
+def run(config: Stage2LoopConfig) -> Path:
     """Train, or go on with an interrupted run. Returns the run folder."""
     if config.resume is None and config.warmup_steps >= config.total_timesteps:
         raise InputError(
             f"warmup_steps: expected below total_timesteps {config.total_timesteps}, got {config.warmup_steps}"
         )
-    return Stage2(config_of_run(config, "stage2_online.yaml")).run()
+    return Stage2(config_of_run(config, shipped_yaml(config.algo))).run()
 
 
-main = command(Stage2Config, "stage2_online.yaml", "dsrl stage2")(run)
+main = parsed_command(settings, "dsrl stage2")(run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -92,7 +92,7 @@ def test_sac_carries_reward_back_over_macro_steps() -> None:
         actor_lr=3e-3,
         critic_lr=3e-3,
         init_temperature=0.02,
-        polyak_tau=0.05,
+        tau=0.05,
         backup_entropy=False,
     )
     generator = seeded(1)

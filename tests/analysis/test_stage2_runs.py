@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.analysis.stage2_runs import Stage2Run, differing_settings, group_runs
-from dsrl_offpolicy.configs.jobs import Stage2Config
 from dsrl_offpolicy.configs.loading import to_plain
 from dsrl_offpolicy.errors import InputError
 
