@@ -31,13 +31,14 @@ def watch(env: Any, base: Any, source: Any, seed: int) -> tuple[list[Any], bool,
     from dsrl_offpolicy.contracts import observation_tensors
     from dsrl_offpolicy.evaluation.episodes import NoiseStreams
 
-    noise = NoiseStreams(base.latent_shape)
+    noise = NoiseStreams(base.info.latent_shape)
     noise.start(0, seed)
     obs, info = env.reset(seed=[seed])
     images, ended = [views(obs["rgb"][0, -1])], False
     while not ended:
-        features = base.encode(observation_tensors(obs, "cpu"))
-        chunk = base.decode(features, source(features, noise.draw(1)))[:, base.executed_rows]
+        encoding = base.encode(observation_tensors(obs, "cpu"))
+        latent = source(encoding.features, noise.draw(1))
+        chunk = base.decode(encoding, latent)[:, base.info.executed_rows]
         obs, _, terminated, truncated, info = env.step(chunk.numpy())
         images.append(views(obs["rgb"][0, -1]))
         ended = bool(torch.as_tensor(terminated | truncated).any())

@@ -92,7 +92,7 @@ def main() -> int:
     arguments, flags = parser.parse_known_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cpus])
 
-    from dsrl_offpolicy.agents.stage2_config import Stage2Config
+    from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
     from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
     from dsrl_offpolicy.configs.loading import parse_job
     from dsrl_offpolicy.rollouts.collector import Collector
@@ -112,9 +112,9 @@ def main() -> int:
         clock.wrap(Collector, "_receive", "waiting for environments")
         clock.wrap(Collector, "collect", "encoding, resets")
         clock.wrap(Collector, "launch", "policy and decoding")
-        stage2._compile()
-        stage2._compile = lambda: None  # type: ignore[method-assign]
-        bare = stage2.gradient_step
+        compiled = stage2._worth_compiling()
+        bare = CompiledUpdate(stage2.agent, stage2.config.batch_size) if compiled else stage2.agent.update
+        stage2.gradient_step = bare
         clock.wrap(stage2, "gradient_step", "gradient steps")
         window: dict[str, float] = {}
         inner_learn = Stage2._learn

@@ -1,18 +1,20 @@
 """Latent-noise reinforcement learning for frozen diffusion and flow policies."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dsrl_offpolicy.base_policies.loading import load_base_policy
+    from dsrl_offpolicy.contracts import BasePolicy, Encoding
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_base_policy"]
+__all__ = ["__version__", "BasePolicy", "Encoding", "load_base_policy"]
+
+_HOMES = {"load_base_policy": "base_policies.loading", "BasePolicy": "contracts", "Encoding": "contracts"}
 
 
 def __getattr__(name: str) -> Any:
     # Imported on first use: environment worker processes import this package and must not pay for torch.
-    if name == "load_base_policy":
-        from dsrl_offpolicy.base_policies.loading import load_base_policy
-
-        return load_base_policy
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,6 +9,7 @@ Shapes, as they stand in every annotation of this package:
 ``V``  features of one frame's images (0 without); a frame is ``[visual, state]``
 ``F``  features of one frame, V + S, so that D = o * F
 ``T``  rows of a decoded chunk (``pred_horizon``, T_p)
+``W``  width of the latent, A for most policies
 ``H``  rows that are executed (``act_horizon``)
 ``A``  action dimensions
 ``L``  latent dimensions that are steered (``LatentLayout.dim``)
@@ -22,25 +23,32 @@ steps; a *gradient step* is one critic update. Entropies and divergences are in 
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+
+RewardMode = Literal["sparse", "dense", "normalized_dense"]
 
 Observation = Tensor | Mapping[str, Tensor]
 """A frame stack, oldest frame first: states ``[B, o, S]``, or a mapping with that tensor under ``"state"`` and,
 for a policy of images, ``[B, o, H, W, 3k]`` uint8 of k cameras under ``"rgb"``."""
 
 
-def observation_tensors(obs: Any, device: torch.device | str) -> Observation:
-    """What a vector environment returned (arrays or tensors, or a mapping of them) as tensors on the device."""
+def observation_tensors(obs: Any, device: torch.device | str) -> Any:
+    """What a vector environment returned (arrays or tensors, or a mapping of them) as tensors on the device.
+
+    A batch of strings, such as instructions, stays as it is.
+    """
     if isinstance(obs, Mapping):
-        return {name: torch.as_tensor(part, device=device) for name, part in obs.items()}
-    return torch.as_tensor(obs, device=device)
+        return {name: observation_tensors(part, device) for name, part in obs.items()}
+    is_text = isinstance(obs, list | tuple) and bool(obs) and isinstance(obs[0], str)
+    return obs if is_text else torch.as_tensor(obs, device=device)
 
 
 @dataclass(frozen=True)
@@ -74,38 +82,145 @@ class MacroTransitions:
     n_steps: Int[Tensor, " E"]
 
 
-class BasePolicy(ABC):
-    """A frozen map ``(features, latent) -> action chunk``, deterministic given the latent.
+@dataclass(frozen=True)
+class RewardTerms:
+    """What the rewards are that a critic learned; the fields mean what they mean in ``EnvSpec``. None: unknown."""
+
+    gamma: float | None = None
+    reward_mode: RewardMode | None = None
+    reward_scale: float | None = None
+    end_on_success: bool | None = None
+
+    def known(self) -> RewardTerms:
+        """Return the same terms with 0.99, sparse, 1 and True where they are unknown."""
+        held = {name: value for name, value in vars(self).items() if value is not None}
+        return RewardTerms(**{**vars(DEFAULT_REWARDS), **held})
+
+
+DEFAULT_REWARDS = RewardTerms(0.99, "sparse", 1.0, True)
+
+
+@dataclass(frozen=True)
+class PolicyInfo:
+    """What the other rooms need to know of a base policy.
 
     Attributes:
-        feature_dim: D.
-        latent_shape: (T, A); the latent is the initial noise of the chunk and has its shape.
-        executed_rows: the rows of a chunk that an environment executes, ``o-1 : o-1+H``. Row ``o-1`` is the
-            action that belongs to the newest frame.
-        critic_rows: the H rows of a chunk that ``q_values`` was trained on.
         obs_horizon: o, stacked frames per observation.
         state_dim: S.
+        feature_dim: D.
+        latent_shape: (T, W), rows and width of the initial noise.
+        action_shape: (T, A), rows and width of a decoded chunk.
+        executed_rows: rows of a chunk that an environment executes. The first belongs to the newest frame.
+        env_id: the task it was trained on; empty for unknown.
+        control_mode: the controller its actions are for; empty for unknown.
         image_channels: channels of a frame's images, 3 per camera; 0 for a policy of states alone.
-        visual_dim: V.
         image_size: (height, width) in pixels; None for unknown or any.
     """
 
-    feature_dim: int
-    latent_shape: tuple[int, int]
-    executed_rows: slice
-    critic_rows: slice
     obs_horizon: int
     state_dim: int
+    feature_dim: int
+    latent_shape: tuple[int, int]
+    action_shape: tuple[int, int]
+    executed_rows: slice
+    env_id: str = ""
+    control_mode: str = ""
     image_channels: int = 0
-    visual_dim: int = 0
     image_size: tuple[int, int] | None = None
 
+    @property
+    def act_horizon(self) -> int:
+        """H, env steps per macro-step."""
+        return int(self.executed_rows.stop - self.executed_rows.start)
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return self.action_shape[1]
+
+    @property
+    def obs_mode(self) -> Literal["state", "rgb"]:
+        """What a frame holds: a state, or images and a state."""
+        return "rgb" if self.image_channels else "state"
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What a base policy makes of observations.
+
+    Attributes:
+        features: ``[B, D]``, read by latent policies and critics, and stored in the replay buffer.
+        context: whatever else the policy itself needs to decode (the prefix of a VLA), batch first; None where the
+            features say it all.
+    """
+
+    features: Float[Tensor, "B D"]
+    context: Any = None
+
+
+class ActionCritic(ABC):
+    """Q^A: values of executed actions.
+
+    Attributes:
+        rows: the H rows of a chunk that it scores.
+        heads: K.
+        rewards: those it was trained with.
+    """
+
+    rows: slice
+    heads: int
+    rewards: RewardTerms = RewardTerms()
+
     @abstractmethod
-    def encode(self, obs: Observation) -> Float[Tensor, "B D"]:
-        """Features of a frame stack: those of its frames, oldest first."""
+    def q_values(self, features: Float[Tensor, "B D"], actions: Float[Tensor, "B H A"]) -> Float[Tensor, "K B"]:
+        """Return the values of executed actions, every head."""
+
+    def fingerprint(self) -> str:
+        """Return a hash of all weights."""
+        return weights_digest(*_networks(self))
+
+
+class BasePolicy(ABC):
+    """A frozen map ``(observation, latent) -> action chunk``, deterministic given the latent.
+
+    Attributes:
+        info: its task, shapes and rows.
+    """
+
+    info: PolicyInfo
+
+    @property
+    def critic(self) -> ActionCritic | None:
+        """Q^A, where the policy was given one."""
+        held = vars(self)  # torch keeps modules in a mapping of their own, which a class attribute would hide
+        return held.get("_modules", {}).get("critic", held.get("_critic"))
+
+    @critic.setter
+    def critic(self, critic: ActionCritic | None) -> None:
+        vars(self)["_critic"] = critic
+
+    @classmethod
+    def load(cls, argument: str | None, device: torch.device, **options: Any) -> BasePolicy:
+        """Make the policy that ``--base module:Class:argument`` names.
+
+        Args:
+            argument: what follows the second colon, or None.
+            device: where it computes.
+            options: settings that were given for the base policy, such as ``denoising_steps``.
+        """
+        policy = cls(*(() if argument is None else (argument,)), **options)
+        return policy.to(device) if isinstance(policy, nn.Module) else policy
+
+    @abstractmethod
+    def encode(self, obs: Observation) -> Encoding:
+        """Encode a frame stack: its frames' features, oldest first, and what else decoding needs."""
+
+    @abstractmethod
+    def decode(self, encoding: Encoding, latent: Float[Tensor, "B T W"]) -> Float[Tensor, "B T A"]:
+        """Decode latents to action chunks in [-1, 1]."""
 
     def encode_frames(self, state: Tensor, rgb: Tensor | None = None) -> Float[Tensor, "N F"]:
-        """Features of single frames, so that a frame that several stacks share is encoded once.
+        """Encode single frames, so that a frame that several stacks share is encoded once.
 
         Args:
             state: ``[N, S]``.
@@ -117,18 +232,45 @@ class BasePolicy(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} encodes whole stacks only")
 
-    @abstractmethod
-    def decode(self, features: Float[Tensor, "B D"], latent: Float[Tensor, "B T A"]) -> Float[Tensor, "B T A"]:
-        """Action chunks in [-1, 1]."""
+    def invert(
+        self, encoding: Encoding, actions: Float[Tensor, "B T A"]
+    ) -> tuple[Float[Tensor, "B T W"], Float[Tensor, " B"]]:
+        """Find the latents that decode to ``actions``, and the error that is left of each chunk.
 
-    @abstractmethod
-    def q_values(self, features: Float[Tensor, "B D"], actions: Float[Tensor, "B H A"]) -> Float[Tensor, "K B"]:
-        """Q^A of executed actions, every head."""
+        Raises:
+            NotImplementedError: a policy that cannot be inverted.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot be inverted")
 
-    @property
-    def act_horizon(self) -> int:
-        """H, env steps per macro-step."""
-        return int(self.executed_rows.stop - self.executed_rows.start)
+    def example_observation(self, batch: int) -> Observation:
+        """Return a frame stack of the right shapes, for a trial when the policy is loaded. A policy that reads
+        more than ``"state"`` and ``"rgb"`` overrides this."""
+        info, frames = self.info, (batch, self.info.obs_horizon)
+        state = torch.linspace(-1, 1, batch * info.obs_horizon * info.state_dim).reshape(*frames, info.state_dim)
+        if not info.image_channels:
+            return state
+        rgb = torch.full((*frames, *(info.image_size or (64, 64)), info.image_channels), 128, dtype=torch.uint8)
+        return {"state": state, "rgb": rgb}
+
+    def fingerprint(self) -> str:
+        """Return a hash of what decodes: a latent policy means nothing over another base policy. By default, of
+        all weights of the policy and its networks."""
+        return weights_digest(*_networks(self))
+
+
+def _networks(thing: object) -> list[nn.Module]:
+    return (
+        [thing] if isinstance(thing, nn.Module) else [v for v in vars(thing).values() if isinstance(v, nn.Module)]
+    )
+
+
+def weights_digest(*modules: nn.Module) -> str:
+    """Return the SHA-256 of modules' tensors and their names, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, value in [item for module in modules for item in module.state_dict().items()]:
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @runtime_checkable
@@ -140,5 +282,5 @@ class LatentSource(Protocol):
     """
 
     def __call__(
-        self, features: Float[Tensor, "B D"], noise: Float[Tensor, "B T A"]
-    ) -> Float[Tensor, "B T A"]: ...
+        self, features: Float[Tensor, "B D"], noise: Float[Tensor, "B T W"]
+    ) -> Float[Tensor, "B T W"]: ...

@@ -87,7 +87,7 @@ BASE_POLICIES = Registry(
     "base policy",
     "dsrl_offpolicy.base_policies",
     {
-        "awsc": "dsrl_offpolicy.base_policies.published:PublishedPolicy",
+        "awsc": "dsrl_offpolicy.base_policies.awsc:PublishedPolicy",
         "shortcut_flow": "dsrl_offpolicy.base_policies.shortcut_flow:ShortcutFlowPolicy",
     },
 )
@@ -112,7 +112,7 @@ SINKS = Registry(
     "logger",
     "dsrl_offpolicy.sinks",
     {
-        "tensorboard": "dsrl_offpolicy.tracking.sinks.tensorboard:TensorBoard",
-        "wandb": "dsrl_offpolicy.tracking.sinks.wandb:WeightsAndBiases",
+        "tensorboard": "dsrl_offpolicy.tracking.run.sinks.tensorboard:TensorBoard",
+        "wandb": "dsrl_offpolicy.tracking.run.sinks.wandb:WeightsAndBiases",
     },
 )

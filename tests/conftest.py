@@ -77,7 +77,7 @@ def maniskill() -> None:
     """Skips where ManiSkill cannot build a scene: it needs its package and a Vulkan device, for states too."""
     if importlib.util.find_spec("mani_skill") is None:
         pytest.skip("needs the extra maniskill (pip install 'dsrl_offpolicy[maniskill]')")
-    from dsrl_offpolicy.envs.render_device import render_device
+    from dsrl_offpolicy.envs.families.render_device import render_device
     from dsrl_offpolicy.errors import InputError
 
     try:

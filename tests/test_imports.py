@@ -17,7 +17,7 @@ PACKAGE = Path(dsrl_offpolicy.__file__).parent
 # ``errors`` stands lowest, since every room raises them.
 LEVELS = [
     {"errors"},
-    {"files", "registry", "seeding"},
+    {"files", "registry", "rewards", "seeding"},
     {"configs", "contracts"},
     {"tracking"},
     {"models", "buffers", "demos", "envs"},
@@ -101,7 +101,7 @@ def _modules_loaded_by(statement: str) -> set[str]:
 
 def test_environment_workers_do_not_import_torch():
     loaded = _modules_loaded_by("import dsrl_offpolicy.envs.vector")
-    assert "dsrl_offpolicy.envs.macro_step" in loaded and "dsrl_offpolicy.envs.simulators" in loaded
+    assert "dsrl_offpolicy.envs.macro_step" in loaded and "dsrl_offpolicy.envs.family" in loaded
     assert "torch" not in loaded
 
 

@@ -34,6 +34,7 @@ from dsrl_offpolicy.configs.jobs import (
     Stage0Config,
     Stage1Config,
 )
+from dsrl_offpolicy.contracts import Encoding
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import load_checkpoint, read_tensors
 from dsrl_offpolicy.train import pretrain_stage0, train_stage1_offline, train_stage2_online
@@ -132,12 +133,15 @@ def test_training_leaves_its_checkpoints(chain, name):
 
 def test_the_base_policy_is_rebuilt_from_its_checkpoint_alone(chain):
     policy = load_base_policy(chain.stage0 / "checkpoints" / "last.pt")
-    assert policy.latent_shape == (8, 4) and policy.executed_rows == slice(0, 8)
-    features = policy.encode(torch.zeros(3, 1, 39))
-    chunk = policy.decode(features, torch.randn(3, 8, 4))
+    assert policy.info.latent_shape == (8, 4) and policy.info.executed_rows == slice(0, 8)
+    features = policy.encode(torch.zeros(3, 1, 39)).features
+    chunk = policy.decode(Encoding(features), torch.randn(3, 8, 4))
     assert chunk.shape == (3, 8, 4) and chunk.abs().max() <= 1
-    assert policy.q_values(features, chunk[:, policy.executed_rows]).shape == (2, 3)
-    assert torch.equal(policy.decode(features, torch.ones(3, 8, 4)), policy.decode(features, torch.ones(3, 8, 4)))
+    assert policy.critic.q_values(features, chunk[:, policy.info.executed_rows]).shape == (2, 3)
+    assert torch.equal(
+        policy.decode(Encoding(features), torch.ones(3, 8, 4)),
+        policy.decode(Encoding(features), torch.ones(3, 8, 4)),
+    )
     assert not any(p.requires_grad for p in policy.parameters())
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent, SACConfig
 from dsrl_offpolicy.base_policies.observation_encoder import ObservationEncoder
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowSpec
-from dsrl_offpolicy.contracts import BasePolicy, MacroBatch
+from dsrl_offpolicy.contracts import ActionCritic, BasePolicy, Encoding, MacroBatch, PolicyInfo
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.models.latent_policy import LatentPolicy
 from dsrl_offpolicy.models.latent_q_network import LatentQNetwork
@@ -92,18 +92,23 @@ class ToyBase(BasePolicy):
     def __init__(
         self, q: Callable[[Tensor, Tensor], Tensor], latent_shape: tuple[int, int] = (1, 1), horizon: int = 1
     ) -> None:
-        self.feature_dim = self.state_dim = self.obs_horizon = 1
-        self.latent_shape = latent_shape
-        self.executed_rows = self.critic_rows = slice(0, horizon)
-        self.q = q
+        self.info = PolicyInfo(1, 1, 1, latent_shape, latent_shape, slice(0, horizon))
+        self.critic = _ToyCritic(q, slice(0, horizon))
         self.decoded: list[Tensor] = []
 
-    def encode(self, obs: Tensor) -> Tensor:  # type: ignore[override]
-        return obs.flatten(1)
+    def encode(self, obs: Tensor) -> Encoding:  # type: ignore[override]
+        return Encoding(obs.flatten(1))
 
-    def decode(self, features: Tensor, latent: Tensor) -> Tensor:
+    def decode(self, encoding: Encoding, latent: Tensor) -> Tensor:
         self.decoded.append(latent.clone())
         return torch.tanh(latent)
+
+
+class _ToyCritic(ActionCritic):
+    heads = 2
+
+    def __init__(self, q: Callable[[Tensor, Tensor], Tensor], rows: slice) -> None:
+        self.q, self.rows = q, rows
 
     def q_values(self, features: Tensor, actions: Tensor) -> Tensor:
         return self.q(features, actions)

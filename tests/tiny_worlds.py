@@ -12,7 +12,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from small_worlds import CountingEnv
 from torch import Tensor
 
-from dsrl_offpolicy.contracts import BasePolicy
+from dsrl_offpolicy.contracts import BasePolicy, Encoding, PolicyInfo
+from dsrl_offpolicy.envs.family import Capabilities, MacroVectorEnv
 from dsrl_offpolicy.envs.macro_step import MacroStepEnv
 from dsrl_offpolicy.envs.spec import EnvSpec
 
@@ -40,12 +41,20 @@ def snapshot(folder: Path) -> dict[str, str]:
     }
 
 
-class _PatientVectorEnv(SyncVectorEnv):
+class _PatientVectorEnv(SyncVectorEnv, MacroVectorEnv):
     """As the environments in processes: an ended one may be stepped, and ``MacroStepEnv`` stands still."""
+
+    capabilities = Capabilities()
+
+    def step_async(self, actions: Any) -> None:
+        self._chunks = actions
+
+    def step_wait(self) -> Any:
+        return self.step(self._chunks)
 
     def step(self, actions: Any) -> Any:
         self._autoreset_envs[:] = False
-        return super().step(actions)
+        return SyncVectorEnv.step(self, actions)
 
 
 def counting_vector(envs: Sequence[CountingEnv], spec: EnvSpec) -> SyncVectorEnv:
@@ -59,19 +68,20 @@ class HalvingPolicy(BasePolicy):
     """Frozen base policy whose chunk is half the latent and whose features are the frames; counts decodings."""
 
     def __init__(self, state_dim: int = 2, obs_horizon: int = 2, rows: int = 4, act_horizon: int = 2) -> None:
-        self.obs_horizon, self.state_dim = obs_horizon, state_dim
-        self.feature_dim = obs_horizon * state_dim
-        self.latent_shape = (rows, 1)
-        self.executed_rows = slice(obs_horizon - 1, obs_horizon - 1 + act_horizon)
-        self.critic_rows = self.executed_rows
+        first = obs_horizon - 1
+        self.info = PolicyInfo(
+            obs_horizon=obs_horizon,
+            state_dim=state_dim,
+            feature_dim=obs_horizon * state_dim,
+            latent_shape=(rows, 1),
+            action_shape=(rows, 1),
+            executed_rows=slice(first, first + act_horizon),
+        )
         self.decoded: list[Tensor] = []
 
-    def encode(self, obs: Any) -> Tensor:
-        return torch.as_tensor(obs).flatten(1)
+    def encode(self, obs: Any) -> Encoding:
+        return Encoding(torch.as_tensor(obs).flatten(1))
 
-    def decode(self, features: Tensor, latent: Tensor) -> Tensor:
+    def decode(self, encoding: Encoding, latent: Tensor) -> Tensor:
         self.decoded.append(latent.clone())
         return 0.5 * latent
-
-    def q_values(self, features: Tensor, actions: Tensor) -> Tensor:
-        raise AssertionError("acting asks no critic")

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dsrl_offpolicy.agents.optimization import gradient_step
-from dsrl_offpolicy.contracts import BasePolicy
+from dsrl_offpolicy.contracts import BasePolicy, Encoding
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.models.latent_policy import Gaussian, LatentPolicy
 from dsrl_offpolicy.models.latent_q_network import LatentCritic
@@ -38,7 +38,7 @@ class AWMLEAgent(nn.Module):
     """Fits ``pi(w|s)`` and, if asked, distils Q^W from Q^A on the same candidates.
 
     Args:
-        base_policy: frozen; decodes and scores.
+        base_policy: frozen; decodes, and scores by its critic Q^A, which it must have.
         layout: which latents are steered.
         hidden_dims: of the latent policy.
         lr: Adam's learning rate.
@@ -79,7 +79,7 @@ class AWMLEAgent(nn.Module):
         super().__init__()
         self._base = (base_policy,)  # in a tuple: the frozen base is not one of this module's weights
         self.layout = layout
-        self.policy = LatentPolicy(base_policy.feature_dim, hidden_dims, layout)
+        self.policy = LatentPolicy(base_policy.info.feature_dim, hidden_dims, layout)
         self.critic = critic
         self.distill_chunks = distill_chunks
         self._distilled = False
@@ -153,7 +153,7 @@ class AWMLEAgent(nn.Module):
     @torch.no_grad()
     def candidates(self, features: Float[Tensor, "B D"]) -> Candidates:
         """M candidates per state from the prior, decoded and scored."""
-        shape = (self.num_candidates, len(features), *self._base[0].latent_shape)
+        shape = (self.num_candidates, len(features), *self._base[0].info.latent_shape)
         noise = torch.randn(shape, generator=self.generator, device=features.device)
         flat = noise.flatten(0, 1)
         u = self.layout.select(flat).unflatten(0, shape[:2])
@@ -168,12 +168,13 @@ class AWMLEAgent(nn.Module):
         self, features: Float[Tensor, "N D"], latent: Float[Tensor, "N L"], noise: Float[Tensor, "N T A"]
     ) -> Float[Tensor, "K N"]:
         """Q^A of the chunks that latents decode to, ``max_decode`` at a time."""
-        base = self._base[0]
+        base, critic = self._base[0], self._base[0].critic
+        assert critic is not None  # Stage 1 refuses a base policy without one
         full = self.layout.expand(latent, noise)
         scores = []
         for part_features, part in zip(features.split(self.max_decode), full.split(self.max_decode), strict=True):
-            chunk = base.decode(part_features, part)
-            scores.append(base.q_values(part_features, chunk[:, base.critic_rows]))
+            chunk = base.decode(Encoding(part_features), part)
+            scores.append(critic.q_values(part_features, chunk[:, critic.rows]))
         return torch.cat(scores, dim=1)
 
     def pessimistic(self, q_heads: Float[Tensor, "K *N"]) -> Float[Tensor, "*N"]:
@@ -226,7 +227,7 @@ class AWMLEAgent(nn.Module):
         totals = []
         repeated = features.repeat_interleave(samples, 0)
         noise = torch.randn(
-            (len(repeated), *self._base[0].latent_shape), generator=self.generator, device=features.device
+            (len(repeated), *self._base[0].info.latent_shape), generator=self.generator, device=features.device
         )
         for latent in (self.layout.prior(noise), self.policy.act(repeated, noise)):
             q = self.score(repeated, latent, noise).mean(0)

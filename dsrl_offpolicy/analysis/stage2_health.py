@@ -6,8 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from dsrl_offpolicy.agents.dsrl_sac_agent import SACConfig
-from dsrl_offpolicy.agents.stage2_config import Stage2Config
+from dsrl_offpolicy.analysis.run_folder import RATES
 from dsrl_offpolicy.analysis.verdict import (
     ENOUGH_ROWS,
     Q_SLACK,
@@ -19,7 +18,8 @@ from dsrl_offpolicy.analysis.verdict import (
     range_of_returns,
     too_early,
 )
-from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
+from dsrl_offpolicy.configs.jobs import Stage2Config
+from dsrl_offpolicy.files.metrics import rows_of
 from dsrl_offpolicy.models.latent_policy import LOG_SIGMA_MAX
 
 EXPLODING_Q = "reduce critic_lr, increase tau"
@@ -55,21 +55,14 @@ KL_OVERSHOOT, LEAST_KL, FALLING = 3.0, 1.0, 0.9
 MOVED_KL = 1e-3
 """Nats from the prior below which a policy is the prior."""
 
-LOOP = ("gradient_steps", "env_steps", "macro_steps", "utd_effective", "buffer_size")
-CRITIC = (*LOOP, "td_error", "q_mean")
-EVALUATION = ("success_once", "success_once_low", "success_once_high")
+CRITIC = ("gradient_steps", "env_steps", "macro_steps", "td_error", "q_mean", "utd_effective", "buffer_size")
 ACTOR = (*CRITIC, "actor_loss", "alpha", "entropy", "kl")
 
 
-def check_stage2(config: Stage2LoopConfig, rows: Sequence[Row]) -> list[Verdict]:
-    """The verdicts on the rows of a run so far; of an algorithm without the settings of SAC, on its loop alone."""
-    evaluations = [row for row in rows if all(name in row for name in EVALUATION)]
-    if not isinstance(config, SACConfig):
-        rows = [row for row in rows if all(name in row for name in LOOP)]
-        loop = [check(config, rows) for check in (warmup, buffer, utd_effective)]
-        return [*loop, success(evaluations)]
-    assert isinstance(config, Stage2Config)
-    rows = [row for row in rows if all(name in row for name in CRITIC)]
+def check_stage2(config: Stage2Config, rows: Sequence[Row]) -> list[Verdict]:
+    """The verdicts on the rows of a run so far."""
+    evaluations = rows_of(rows, "eval", RATES)
+    rows = rows_of(rows, "train", CRITIC)
     acting = _acting(rows)
     return [
         q_bounded(config, rows),

@@ -1,66 +1,81 @@
-"""Loading base policies from files."""
+"""Load base policies by name, and try what others wrote against the contract."""
 
 from __future__ import annotations
 
+import re
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from dsrl_offpolicy.base_policies.published import published_policy
+from dsrl_offpolicy.base_policies.awsc import PublishedPolicy
+from dsrl_offpolicy.base_policies.contract import check_contract
 from dsrl_offpolicy.base_policies.published_layout import is_published
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
-from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.contracts import BasePolicy
+from dsrl_offpolicy.errors import InputError, did_you_mean
 from dsrl_offpolicy.files.checkpoint import check_kind, read_tensors
+from dsrl_offpolicy.registry import BASE_POLICIES
 
-DEFAULT_WEIGHTS = "ema_agent.velocity_net"
+MODULE_AND_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(:.*)?")
 
 
 def load_base_policy(
-    path: str | Path,
-    device: str | torch.device = "cpu",
-    *,
-    weights: str = DEFAULT_WEIGHTS,
-    obs_horizon: int | None = None,
-    pred_horizon: int | None = None,
-    act_horizon: int | None = None,
-    denoising_steps: int | None = None,
-    flag: str = "awsc_checkpoint",
-) -> ShortcutFlowPolicy:
-    """A frozen base policy, from a file that ``dsrl pretrain`` wrote or from a published AWSC checkpoint.
-
-    A published file holds weights alone: what their shapes do not say is an argument. Ours knows all of it, and an
-    argument may only repeat what it says.
+    spec: str | Path, device: str | torch.device = "cpu", *, flag: str = "base", **options: Any
+) -> BasePolicy:
+    """Load a frozen base policy.
 
     Args:
-        path: the file.
+        spec: a file that ``dsrl pretrain`` wrote or a published AWSC checkpoint; ``kind:path``; or
+            ``module:Class`` or ``module:Class:argument`` of a file in the working directory or on the path.
         device: where it computes.
-        weights: of a published file, agent and velocity network: ``{agent,ema_agent}.{velocity_net,
-            velocity_net_ema}``. Q^A is the one of the same agent.
-        obs_horizon: o, stacked frames; 2 for a published file.
-        pred_horizon: T, rows of a chunk; 16 for a published file.
-        act_horizon: H, executed rows; for a published file what its Q^A takes (8 in most).
-        denoising_steps: Euler steps from noise to chunk; 8 for a published file.
         flag: the setting to name in an error.
+        options: what the file does not say; those that are None are left out. A published AWSC checkpoint takes
+            ``weights``, ``obs_horizon``, ``pred_horizon``, ``act_horizon`` and ``denoising_steps``. Our own files
+            know them, and an option may only repeat what they say.
 
     Raises:
-        InputError: the file is missing, damaged, no base policy, or does not fit the arguments.
+        InputError: an unknown kind; a file that is missing, damaged, no base policy, or does not fit the options;
+            a policy that breaks the contract of :class:`~dsrl_offpolicy.contracts.BasePolicy`.
     """
-    path = Path(path)
+    device = torch.device(device)
+    options = {name: value for name, value in options.items() if value is not None}
+    kind, _, argument = str(spec).partition(":")
+    if Path(spec).expanduser().is_file() or not _names_a_class(str(spec)):
+        return _from_file(Path(spec), device, flag, options)
+    if kind in BASE_POLICIES.builtin:
+        return BASE_POLICIES.find(kind, flag).load(argument, device, flag=flag, **options)
+    if kind not in BASE_POLICIES.names():
+        kind, argument = _module_and_class(str(spec), flag)
+    found = BASE_POLICIES.find(kind, flag)
+    try:
+        policy = found.load(argument or None, device, **options)
+    except (TypeError, AttributeError) as error:
+        problem = " ".join(str(error).split())
+        raise InputError(f"{flag}: {spec} cannot be made: {problem}") from error
+    return check_contract(policy, f"{flag}: {spec}", device)
+
+
+def _names_a_class(spec: str) -> bool:
+    return spec.partition(":")[0] in BASE_POLICIES.names() or MODULE_AND_CLASS.fullmatch(spec) is not None
+
+
+def _module_and_class(spec: str, flag: str) -> tuple[str, str]:
+    """Split ``module:Class:argument`` before the argument."""
+    module, name, *rest = spec.split(":", 2)
+    if not Path(*module.split(".")).with_suffix(".py").is_file() and find_spec(module.split(".")[0]) is None:
+        raise InputError(
+            f"{flag}: {module} is neither a kind of base policy nor a module here"
+            f"{did_you_mean(module, BASE_POLICIES.names())}; kinds: {', '.join(BASE_POLICIES.names())}"
+        )
+    return f"{module}:{name}", "".join(rest)
+
+
+def _from_file(path: Path, device: torch.device, flag: str, options: dict[str, Any]) -> BasePolicy:
     content = read_tensors(path, "base_policy checkpoint", flag, device)
     where = f"{flag}: {path}"
-    horizons = {"obs_horizon": obs_horizon, "pred_horizon": pred_horizon, "act_horizon": act_horizon}
     if is_published(content):
-        policy = published_policy(content, where, weights=weights, denoising_steps=denoising_steps, **horizons)
-        return policy.to(device)
+        return PublishedPolicy.from_checkpoint(content, where, **options).to(device)
     content = check_kind(content, path, "base_policy", flag)
-    if weights != DEFAULT_WEIGHTS:
-        raise InputError(
-            f"weights: expected the default {DEFAULT_WEIGHTS}, since {path} is ours and holds one set, "
-            f"got {weights!r}"
-        )
-    policy = ShortcutFlowPolicy.from_checkpoint(content, where)
-    for name, given in {**horizons, "denoising_steps": denoising_steps}.items():
-        held = getattr(policy.spec, name)
-        if given is not None and given != held:
-            raise InputError(f"{name}: expected {held} as in {path}, got {given}")
-    return policy.to(device)
+    return ShortcutFlowPolicy.from_checkpoint(content, where, **options).to(device)

@@ -5,40 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dsrl_offpolicy.base_policies.observation_encoder import FEATURE_LIMIT, ObservationEncoder, check_images
-from dsrl_offpolicy.contracts import BasePolicy, Observation
+from dsrl_offpolicy.contracts import (
+    ActionCritic,
+    BasePolicy,
+    Encoding,
+    Observation,
+    PolicyInfo,
+    RewardMode,
+    RewardTerms,
+    weights_digest,
+)
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.files.checkpoint import check_weights, load_weights
+from dsrl_offpolicy.files.checkpoint import check_weights, load_checkpoint, load_weights
 from dsrl_offpolicy.files.plain import from_plain, reading, shown
 from dsrl_offpolicy.models.action_q_network import ActionQNetwork
 from dsrl_offpolicy.models.velocity import VelocityKind, build_velocity_network, integrate
 from dsrl_offpolicy.models.visual_encoder import VisualEncoder
 
-RewardMode = Literal["sparse", "dense", "normalized_dense"]
-
-
-class RewardTerms(NamedTuple):
-    """What the rewards are that Q^A learned; the fields mean what they mean in ``EnvSpec``."""
-
-    gamma: float
-    reward_mode: RewardMode
-    reward_scale: float
-    end_on_success: bool
-
-
 VisualPool = Literal["max", "flatten"]
 
 MOST_REPEATS, LARGEST = 1024, 100_000
 """Bounds on what a damaged file can ask for: of horizons, heads and Euler steps, and of a network's dimensions."""
-
-DEFAULT_REWARDS = RewardTerms(0.99, "sparse", 1.0, True)
-"""What is taken where a checkpoint does not say."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +83,26 @@ class ShortcutFlowSpec:
         return self.obs_horizon * (self.visual_dim + self.state_dim)
 
     @property
-    def obs_mode(self) -> Literal["state", "rgb"]:
-        """What a frame holds: a state, or images and a state."""
-        return "rgb" if self.image_channels else "state"
+    def rewards(self) -> RewardTerms:
+        """What Q^A was trained with, as far as the file says."""
+        return RewardTerms(self.gamma, self.reward_mode, self.reward_scale, self.end_on_success)
 
     @property
-    def rewards(self) -> RewardTerms:
-        """What Q^A was trained with; ``DEFAULT_REWARDS`` for what the file does not say."""
-        held = {name: getattr(self, name) for name in RewardTerms._fields}
-        return DEFAULT_REWARDS._replace(**{name: value for name, value in held.items() if value is not None})
+    def info(self) -> PolicyInfo:
+        """What other rooms need of it."""
+        chunk = (self.pred_horizon, self.action_dim)
+        return PolicyInfo(
+            obs_horizon=self.obs_horizon,
+            state_dim=self.state_dim,
+            feature_dim=self.feature_dim,
+            latent_shape=chunk,
+            action_shape=chunk,
+            executed_rows=self.executed_rows,
+            env_id=self.env_id,
+            control_mode=self.control_mode,
+            image_channels=self.image_channels,
+            image_size=self.image_size,
+        )
 
     @property
     def executed_rows(self) -> slice:
@@ -186,6 +192,19 @@ def _check_range(where: str, name: str, value: int, least: int, most: int) -> No
         raise InputError(f"{where}: {name}: expected a whole number from {least} to {most}, got {shown(value)}")
 
 
+class FlowCritic(ActionCritic, nn.Module):
+    """Q^A as Stage 0 trains it and published checkpoints hold it."""
+
+    def __init__(self, network: ActionQNetwork, spec: ShortcutFlowSpec) -> None:
+        nn.Module.__init__(self)
+        self.network = network
+        self.rows, self.heads, self.rewards = spec.critic_rows, spec.critic_heads, spec.rewards
+
+    def q_values(self, features: Float[Tensor, "B D"], actions: Float[Tensor, "B H A"]) -> Float[Tensor, "K B"]:
+        q: Tensor = self.network(features, actions)
+        return q
+
+
 class ShortcutFlowPolicy(BasePolicy, nn.Module):
     """Frozen: its parameters take no gradient, though gradients flow through it to features and latents."""
 
@@ -194,33 +213,49 @@ class ShortcutFlowPolicy(BasePolicy, nn.Module):
     ) -> None:
         nn.Module.__init__(self)
         self.spec = spec
+        self.info = spec.info
         self.encoder = encoder
         self.velocity = velocity
-        self.critic = critic
+        self.critic = FlowCritic(critic, spec)
         self.requires_grad_(False)
         self.eval()
-        self.feature_dim = spec.feature_dim
-        self.latent_shape = (spec.pred_horizon, spec.action_dim)
-        self.executed_rows = spec.executed_rows
-        self.critic_rows = spec.critic_rows
-        self.obs_horizon = spec.obs_horizon
-        self.state_dim = spec.state_dim
-        self.image_channels = spec.image_channels
-        self.visual_dim = spec.visual_dim
-        self.image_size = spec.image_size
 
     @classmethod
-    def from_checkpoint(cls, content: Mapping[str, Any], where: str) -> ShortcutFlowPolicy:
+    def load(cls, argument: str | None, device: torch.device, **options: Any) -> ShortcutFlowPolicy:
+        """Load a file that ``dsrl pretrain`` wrote.
+
+        Args:
+            argument: the file.
+            device: where it computes.
+            options: may only repeat what the file says (see :meth:`from_checkpoint`); ``flag`` is the setting to
+                name in an error.
+        """
+        flag = options.pop("flag", "base")
+        path = Path(argument or "")
+        content = load_checkpoint(path, "base_policy", flag, device)
+        return cls.from_checkpoint(content, f"{flag}: {path}", **options).to(device)
+
+    @classmethod
+    def from_checkpoint(cls, content: Mapping[str, Any], where: str, **options: Any) -> ShortcutFlowPolicy:
         """Rebuild from a ``base_policy`` checkpoint (EMA weights).
 
+        Args:
+            content: of the file.
+            where: setting and path to name in an error.
+            options: fields of the spec, which must be those of the file.
+
         Raises:
-            InputError: the content does not fit together.
+            InputError: the content does not fit together, or an option contradicts it.
         """
         names = ("encoder", "velocity_net_ema", "critic")
         for key in ("spec", *names):
             if not isinstance(content.get(key), Mapping):
                 raise InputError(f"{where}: expected an entry {key!r} in a base_policy checkpoint, got none")
         spec = ShortcutFlowSpec.from_plain(content["spec"], where)
+        for name, given in options.items():
+            held = getattr(spec, name, None)
+            if given != held:
+                raise InputError(f"{name}: expected {held or 'nothing'} as in {where}, got {given}")
         builders = (spec.build_encoder, spec.build_velocity, spec.build_critic)
         # First without memory: what the spec says may be any size, until the tensors are seen to be of it.
         with torch.device("meta"), reading(where, "dimensions that make networks"):
@@ -232,26 +267,25 @@ class ShortcutFlowPolicy(BasePolicy, nn.Module):
         encoder, velocity, critic = networks
         return cls(spec, encoder, velocity, critic)  # type: ignore[arg-type]
 
-    def encode(self, obs: Observation) -> Float[Tensor, "B D"]:
+    def encode(self, obs: Observation) -> Encoding:
+        info = self.info
         state, rgb = (obs, None) if isinstance(obs, Tensor) else (obs.get("state"), obs.get("rgb"))
-        expected = f"[B, {self.obs_horizon}, {self.state_dim}]"
+        expected = f"[B, {info.obs_horizon}, {info.state_dim}]"
         if state is None:
             raise InputError(f"obs: expected a mapping with 'state' {expected}, got {sorted(obs)}")
-        if state.ndim != 3 or tuple(state.shape[1:]) != (self.obs_horizon, self.state_dim):
+        if state.ndim != 3 or tuple(state.shape[1:]) != (info.obs_horizon, info.state_dim):
             raise InputError(f"obs: expected {expected}, got {list(state.shape)}")
-        if self.image_channels:
-            rgb = check_images(rgb, self.image_channels, tuple(state.shape[:2]), self.image_size)
-        features: Tensor = self.encoder(state, rgb)
-        return features
+        if info.image_channels:
+            rgb = check_images(rgb, info.image_channels, tuple(state.shape[:2]), info.image_size)
+        return Encoding(self.encoder(state, rgb))
 
     def encode_frames(self, state: Tensor, rgb: Tensor | None = None) -> Float[Tensor, "N F"]:
-        if self.image_channels:
-            rgb = check_images(rgb, self.image_channels, tuple(state.shape[:1]), self.image_size)
+        if self.info.image_channels:
+            rgb = check_images(rgb, self.info.image_channels, tuple(state.shape[:1]), self.info.image_size)
         return self.encoder.encode_frames(state, rgb)
 
-    def decode(self, features: Float[Tensor, "B D"], latent: Float[Tensor, "B T A"]) -> Float[Tensor, "B T A"]:
-        return integrate(self.velocity, latent, features, self.spec.denoising_steps)
+    def decode(self, encoding: Encoding, latent: Float[Tensor, "B T W"]) -> Float[Tensor, "B T A"]:
+        return integrate(self.velocity, latent, encoding.features, self.spec.denoising_steps)
 
-    def q_values(self, features: Float[Tensor, "B D"], actions: Float[Tensor, "B H A"]) -> Float[Tensor, "K B"]:
-        q: Tensor = self.critic(features, actions)
-        return q
+    def fingerprint(self) -> str:
+        return weights_digest(self.encoder, self.velocity)

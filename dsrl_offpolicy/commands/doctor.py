@@ -13,12 +13,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dsrl_offpolicy.analysis.run_folder import RunFolder, read_run
+from dsrl_offpolicy.analysis.run_folder import RunFolder, read_runs
 from dsrl_offpolicy.analysis.run_health import check_run
 from dsrl_offpolicy.analysis.verdict import Verdict
 from dsrl_offpolicy.commands.doctor_env import examine_environment
 from dsrl_offpolicy.configs.jobs import DoctorEnvConfig
-from dsrl_offpolicy.envs.simulators import simulator_of
+from dsrl_offpolicy.envs.family import find_family
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.train.command import command
@@ -28,10 +28,11 @@ def run(config: DoctorEnvConfig) -> dict[str, Any]:
     """Examine the environment and print what was found. Returns it."""
     spec = EnvSpec(
         config.env_id,
-        reward_mode="sparse" if simulator_of(config.env_id) == "maniskill" else "dense",
+        reward_mode=find_family(config.env_id, config.env_family).common_reward_mode,
         control_mode=config.control_mode,
         sim_backend=config.sim_backend,
         render_backend=config.render_backend,
+        env_family=config.env_family,
     )
     report = examine_environment(spec, config.seconds)
     if config.json:
@@ -75,11 +76,11 @@ def check(path: Path, *, as_json: bool) -> int:
     Raises:
         InputError: no run folder, or one that cannot be read.
     """
-    checked = [(run, check_run(run.config, run.rows, run.summary)) for run in read_run(path)]
+    checked = [(run, check_run(run.config, run.rows, run.summary)) for run in read_runs(path)]
     failed = sum(verdict.ok is False for _, verdicts in checked for verdict in verdicts)
     if as_json:
         runs = [
-            {"path": str(run.path), "stage": run.stage, "verdicts": [asdict(verdict) for verdict in verdicts]}
+            {"path": str(run.path), "stage": run.kind, "verdicts": [asdict(verdict) for verdict in verdicts]}
             for run, verdicts in checked
         ]
         print(json.dumps({"healthy": failed == 0, "runs": runs}, indent=2))
@@ -91,8 +92,8 @@ def check(path: Path, *, as_json: bool) -> int:
 
 
 def _print_verdicts(run: RunFolder, verdicts: Sequence[Verdict]) -> None:
-    state = "at its end" if run.summary else "not at its end"
-    table = Table(title=f"{run.stage}, {state}: {run.path}", title_justify="left", show_lines=True)
+    state = "at its end" if run.finished else "not at its end"
+    table = Table(title=f"{run.kind}, {state}: {run.path}", title_justify="left", show_lines=True)
     failing = any(verdict.ok is False for verdict in verdicts)
     for column in ("check", "", "found", "expected", *(["remedy"] if failing else [])):
         table.add_column(column)

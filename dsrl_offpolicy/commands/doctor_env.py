@@ -4,49 +4,39 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
 
-from dsrl_offpolicy.envs.maniskill import DEFAULT_CONTROL_MODE, sim_backend
-from dsrl_offpolicy.envs.render_device import render_device
-from dsrl_offpolicy.envs.simulators import check_env_id, simulator_of
+from dsrl_offpolicy.envs.family import EnvFacts, EnvFamily, family_of
 from dsrl_offpolicy.envs.spec import EnvSpec
-from dsrl_offpolicy.envs.vector import EnvFacts, inspect_env, make_vector_env
-
-SIMULATOR_PACKAGES = {"metaworld": "metaworld", "maniskill": "mani_skill", "gymnasium": "gymnasium"}
+from dsrl_offpolicy.envs.vector import inspect_env, make_vector_env
 
 
 def examine_environment(spec: EnvSpec, seconds: float) -> dict[str, Any]:
     """Simulator, render device, spaces and speed of one environment, as plain values.
 
     Args:
-        spec: what to build; a ManiSkill task is examined with states and with images.
-        seconds: how long to step for each figure.
+        spec: what to build; where the family has images, it is examined with states and with images.
+        seconds: how long to step for each figure. An environment that nobody may step on trial is not timed.
 
     Raises:
         InputError: an environment that cannot be made; says why, and what cures it.
     """
-    check_env_id(spec.env_id)
-    simulator = simulator_of(spec.env_id)
-    report: dict[str, Any] = {"env_id": spec.env_id, "simulator": f"{simulator} {_version(simulator)}"}
-    modes: tuple[str, ...] = ("state",)
-    if simulator == "maniskill":
-        report["render_device"] = render_device()
-        report["sim_backend"] = sim_backend(spec)
-        report["control_mode"] = spec.control_mode or DEFAULT_CONTROL_MODE
-        modes = ("state", "rgb")
-    for mode in modes:
-        seen = replace(spec, obs_mode=mode)  # type: ignore[arg-type]
-        report[mode] = {**_spaces(inspect_env(seen)), "env_steps_per_s": round(_speed(seen, seconds), 1)}
+    family = family_of(spec)
+    report: dict[str, Any] = {"env_id": spec.env_id, "simulator": _simulator(family), **family.describe(spec)}
+    for mode in ("state", "rgb") if "obs_mode" in family.settings else ("state",):
+        seen = replace(spec, obs_mode=mode)
+        report[mode] = _spaces(inspect_env(seen))
+        if family.capabilities(seen).trial_steps:
+            report[mode]["env_steps_per_s"] = round(_speed(seen, seconds), 1)
     return report
 
 
-def _version(simulator: str) -> str:
-    from importlib.metadata import version
-
-    return version(SIMULATOR_PACKAGES[simulator])
+def _simulator(family: EnvFamily) -> str:
+    return f"{family.name} {version(family.package)}" if family.package else family.name
 
 
 def _spaces(facts: EnvFacts) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ import yaml
 
 from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.analysis.curves import plot_stage2_run
+from dsrl_offpolicy.analysis.run_folder import read_runs
 from dsrl_offpolicy.commands import demos as generate_demos
 from dsrl_offpolicy.commands import evaluate
 from dsrl_offpolicy.configs.jobs import (
@@ -141,7 +142,7 @@ def _stage(stage: Stage, run_stage: Callable[[Job], Path], config: Job) -> Path:
 def _note_done(tracker: Run, stages: int) -> None:
     """A row for each stage that is done: demonstrations, then Stages 0 to 2."""
     if stages > tracker.rows:
-        tracker.log({"stage": stages - 1}, {"stages_done": stages})
+        tracker.log("stages", {"stage": stages - 1}, {"stages_done": stages})
 
 
 def _logs_so_far(folder: Path) -> dict[str, Any]:
@@ -151,7 +152,7 @@ def _logs_so_far(folder: Path) -> dict[str, Any]:
     interrupted = folder / ("demos", "stage0", "stage1", "stage2", "eval")[len(rows)]
     inner = read_metrics(interrupted) if (interrupted / "metrics.jsonl").is_file() else []
     last = [found[-1]["minutes"] for found in (rows, inner) if found]
-    return {"minutes": sum(last), "rows": len(rows), "step": len(rows), "wandb_id": None}
+    return {"minutes": sum(last), "rows": len(rows), "sinks": {"tensorboard": {"step": len(rows)}}}
 
 
 def _conclude(
@@ -165,7 +166,7 @@ def _conclude(
     curve = plot_stage2_run(stage2, levels, f"{config.task}, seed {config.seed}")
     if curve is not None:
         shutil.copy(curve, folder / "learning_curve.png")
-    summary = _summary(rows, json.loads((stage2 / "summary.json").read_text()), config, tracker)
+    summary = _summary(rows, read_runs(stage2)[0].summary, config, tracker)
     tracker.write_summary(summary)
     return summary
 
@@ -201,7 +202,7 @@ def _interval(row: dict[str, Any]) -> dict[str, float]:
 
 
 def _summary(
-    rows: dict[str, dict[str, Any]], stage2: dict[str, Any], config: QuickstartConfig, tracker: Run
+    rows: dict[str, dict[str, Any]], stage2: Mapping[str, Any], config: QuickstartConfig, tracker: Run
 ) -> dict[str, Any]:
     def entry(name: str) -> dict[str, Any]:
         interval = _interval(rows[name])

@@ -8,8 +8,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
+from dsrl_offpolicy.configs.ranges import (
+    Capacity,
+    Count,
+    CountOrNone,
+    Decay,
+    EmbedWidth,
+    Finite,
+    Index,
+    InnerShare,
+    NotNegative,
+    Positive,
+    PowerOfTwo,
+    Rate,
+    Several,
+    Share,
+    Steps,
+    StepsOrNone,
+    Threads,
+    Widths,
+)  # fmt: skip
 from dsrl_offpolicy.configs.shared import (
     BasePolicyConfig,
     EvaluationConfig,
@@ -21,6 +41,7 @@ from dsrl_offpolicy.configs.shared import (
     SteeringConfig,
     TrackedConfig,
 )
+from dsrl_offpolicy.files.run_kind import RunKind
 
 RewardMode = Literal["sparse", "dense", "normalized_dense"]
 
@@ -33,9 +54,9 @@ class DemosConfig:
     """A MetaWorld task with a scripted expert, or a ManiSkill task with a motion planner."""
     out: Path | None = None
     """HDF5 file, which must not exist yet. Default: demos/<env_id>-seed<seed>.h5."""
-    seed: int = 1
+    seed: Index = 1
     """Seeds starts and errors."""
-    episodes: int = 60
+    episodes: Count = 60
     """Demonstrations; a scripted expert's failures are kept, a planner's are not."""
     control_mode: str | None = None
     """ManiSkill: what the actions are. Default: pd_ee_delta_pose; MetaWorld has only pd_ee_delta_pos."""
@@ -46,20 +67,20 @@ class DemosConfig:
     """ManiSkill: record flat states, or images beside them."""
     reward_mode: Literal["normalized_dense", "dense", "sparse"] = "normalized_dense"
     """ManiSkill: which of its rewards to record."""
-    max_episode_steps: int = 1000
+    max_episode_steps: Steps = 1000
     """ManiSkill: env steps until the recording's time limit; longer plans are dropped."""
     robot_uids: str | None = None
     """LiftPegUpright-v1's scripted expert: ManiSkill's robot (panda_wristcam has a camera at its wrist);
     default: the task's own."""
-    demo_steps: int = 150
+    demo_steps: Steps = 150
     """Scripted expert: env steps after which it gives up without success."""
-    action_noise: float = 0.1
+    action_noise: NotNegative = 0.1
     """Scripted expert: standard deviation of the noise on its actions."""
-    noise_correlation: float = 0.5
+    noise_correlation: Decay = 0.5
     """Of that noise from one env step to the next, in [0, 1)."""
-    wrong_goal_prob: float = 0.4
+    wrong_goal_prob: Share = 0.4
     """Probability that an episode chases a wrong sub-goal."""
-    wrong_goal_offset: tuple[float, float, float] = (0.06, 0.0, 0.0)
+    wrong_goal_offset: tuple[Finite, Finite, Finite] = (0.06, 0.0, 0.0)
     """Metres by which such an episode misplaces the object."""
     wrong_goal_mirror: bool = False
     """Draw the sign of that offset at random for each such episode."""
@@ -69,67 +90,70 @@ class DemosConfig:
 class Stage0Config(OfflineConfig, SimulatorConfig):
     """dsrl pretrain: the AWSC base policy and its action critic, from demonstrations."""
 
+    kind: ClassVar[RunKind] = "stage0"
     demo_path: Path | None = None
-    """ManiSkill-layout HDF5 file (its JSON beside it)."""
-    num_demos: int | None = None
+    """File of demonstrations: ManiSkill's HDF5 (its JSON beside it), or of another format."""
+    demo_format: str = "auto"
+    """Format of that file: a known one, or module:Class of your own; auto asks the known ones."""
+    num_demos: Count | None = None
     """Use only the first so many trajectories."""
-    obs_horizon: int = 1
+    obs_horizon: Count = 1
     """Stacked frames."""
-    pred_horizon: int = 8
+    pred_horizon: Count = 8
     """Rows of a chunk."""
-    act_horizon: int = 8
+    act_horizon: Count = 8
     """Rows that are executed."""
     velocity_net: Literal["mlp", "unet"] = "mlp"
     """MLP for small state tasks, or the published 1-D U-Net."""
-    velocity_widths: tuple[int, ...] = (256, 256, 256)
+    velocity_widths: Widths = (256, 256, 256)
     """Widths of the MLP, or channels of the U-Net's levels (multiples of 8)."""
-    embed_dim: int = 32
+    embed_dim: EmbedWidth = 32
     """Width of the embeddings of flow time and step size."""
-    denoising_steps: int = 8
+    denoising_steps: PowerOfTwo = 8
     """Euler steps from noise to chunk; a power of two."""
-    critic_hidden_dims: tuple[int, ...] = (256, 256, 256)
+    critic_hidden_dims: Widths = (256, 256, 256)
     """Widths of Q^A and V."""
-    num_critics: int = 2
+    num_critics: Count = 2
     """Heads of Q^A: 2 is the twin, more an ensemble."""
-    gamma: float = 0.99
+    gamma: Rate = 0.99
     """Discount per env step."""
     reward_mode: RewardMode = "sparse"
     """-1 per env step until success, or the rewards of the file."""
-    reward_scale: float = 1.0
+    reward_scale: Positive = 1.0
     """Factor on rewards; recorded with Q^A."""
     end_on_success: bool = True
     """Cut demonstrations after their first success, which terminates."""
-    total_iters: int = 5000
+    total_iters: Steps = 5000
     """Gradient steps."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Windows per gradient step."""
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """AdamW's learning rate, decayed to 0 by a cosine."""
-    ema_decay: float = 0.999
+    ema_decay: Decay = 0.999
     """Of the velocity network's average."""
-    consistency_fraction: float = 0.25
+    consistency_fraction: Decay = 0.25
     """Share of a batch that trains self-consistency."""
-    visual_dim: int = 64
+    visual_dim: Count = 64
     """Features of a frame's images, where demonstrations have them."""
     visual_pool: Literal["flatten", "max"] = "flatten"
     """How the image encoder ends: every place of its last map, or (as published) each channel's maximum."""
-    encoder_iters: int = 3000
+    encoder_iters: Steps = 3000
     """Gradient steps that train the image encoder with the flow, before it is frozen and total_iters begin."""
-    encoder_batch_size: int = 32
+    encoder_batch_size: Count = 32
     """Windows per such step."""
-    encoder_lr: float = 5e-4
+    encoder_lr: Positive = 5e-4
     """AdamW's learning rate there, decayed to 0 by a cosine."""
-    image_shift: int = 0
+    image_shift: CountOrNone = 0
     """Pixels by which images are shifted at random there; from a fixed camera one can be a centimetre."""
-    advantage_temperature: float = 10.0
+    advantage_temperature: Positive = 10.0
     """beta of the weights exp(A / beta); inf weighs all demonstrations alike."""
-    max_weight: float = 20.0
+    max_weight: Positive = 20.0
     """Upper bound of those weights before they are normalised."""
-    expectile: float = 0.7
+    expectile: InnerShare = 0.7
     """Of the value function (IQL)."""
-    critic_tau: float = 0.005
+    critic_tau: Rate = 0.005
     """Polyak rate of Q^A's targets."""
-    eval_episodes: int = 0
+    eval_episodes: CountOrNone = 0
     """Episodes of the finished base policy with prior noise; 0 for none."""
     eval_end_on_success: bool = False
     """End those episodes at the first success."""
@@ -139,48 +163,51 @@ class Stage0Config(OfflineConfig, SimulatorConfig):
 class Stage1Config(OfflineConfig, EvaluationConfig, SteeringConfig, LatentCriticConfig, BasePolicyConfig):
     """dsrl stage1: warm-start of the latent policy by advantage-weighted likelihood, offline."""
 
+    kind: ClassVar[RunKind] = "stage1"
     demo_path: Path | None = None
-    """ManiSkill-layout HDF5 file (its JSON beside it)."""
-    num_demos: int | None = None
+    """File of demonstrations: ManiSkill's HDF5 (its JSON beside it), or of another format."""
+    demo_format: str = "auto"
+    """Format of that file: a known one, or module:Class of your own; auto asks the known ones."""
+    num_demos: Count | None = None
     """Use only the first so many trajectories."""
-    total_iters: int = 100000
+    total_iters: Steps = 100000
     """Gradient steps."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """States per gradient step."""
-    lr: float = 3e-4
+    lr: Positive = 3e-4
     """Learning rate of the latent policy."""
-    num_candidates: int = 32
+    num_candidates: Several = 32
     """M, latents per state."""
-    candidate_pool: int | Literal["auto"] = "auto"
+    candidate_pool: CountOrNone | Literal["auto"] = "auto"
     """Candidates per state that are decoded once and drawn from; 0 decodes fresh ones at every gradient step. auto
     is up to 4 M, where that saves half of the decoding or more and fits into 1 GiB, else 0."""
-    kappa: float = 1.0
+    kappa: NotNegative = 1.0
     """Pessimism: mean - kappa * std over Q^A's heads."""
-    tau: float = 5.0
+    tau: Positive = 5.0
     """Temperature of the soft baseline."""
-    beta_latent: float = 1.0
+    beta_latent: Positive = 1.0
     """Temperature of the advantage weights."""
-    advantage_clip: float = 20.0
+    advantage_clip: Positive = 20.0
     """Advantages are clipped to +- this."""
-    kl_coef: float = 1e-3
+    kl_coef: NotNegative = 1e-3
     """Coefficient of KL(pi || prior)."""
-    max_decode: int = 16384
+    max_decode: Count = 16384
     """Latents decoded in one call at most (bounds memory)."""
     distill_q: bool = False
     """Also distil Q^W from Q^A, head by head."""
-    critic_lr: float = 3e-4
+    critic_lr: Positive = 3e-4
     """Learning rate of the distilled Q^W."""
-    distill_chunks: int = 4
+    distill_chunks: Count = 4
     """Critic steps per policy step, on disjoint parts of its candidates."""
-    held_out_fraction: float = 0.1
+    held_out_fraction: InnerShare = 0.1
     """Share of the episodes kept for verification."""
-    verify_states: int = 256
+    verify_states: Count = 256
     """Held-out states on which E[Q] is compared."""
-    verify_samples: int = 32
+    verify_samples: Count = 32
     """Latents per such state."""
-    eval_freq: int = 20000
+    eval_freq: StepsOrNone = 20000
     """Gradient steps between evaluations in the environment; 0 for none."""
-    eval_episodes: int = 20
+    eval_episodes: Count = 20
     """Episodes per evaluation."""
     eval_deterministic: bool = True
     """Evaluate the mean of the latent policy rather than samples."""
@@ -190,48 +217,67 @@ class Stage1Config(OfflineConfig, EvaluationConfig, SteeringConfig, LatentCritic
 class Stage2LoopConfig(TrackedConfig, ResumableConfig, EvaluationConfig, SteeringConfig, BasePolicyConfig):
     """What Stage 2 has whichever algorithm learns; the algorithm's own ``Config`` comes beside it."""
 
-    algo: str = "sac"
-    """Algorithm: sac, or module:Class of your own."""
-    save_freq: int = 10000
+    kind: ClassVar[RunKind] = "stage2"
+    save_freq: StepsOrNone = 10000
     """Env steps between two saves of the whole run; 0 saves it only when it ends or is stopped."""
     stage1_checkpoint: Path | None = None
     """Latent policy of Stage 1 to start from; default: start from the prior."""
     init_critic: bool = False
     """Start Q^W from the one distilled in Stage 1."""
-    total_timesteps: int = 500000
+    total_timesteps: Steps = 500000
     """Env steps."""
-    warmup_steps: int = 5000
+    warmup_steps: StepsOrNone = 5000
     """Env steps before updates start."""
     warmup_policy: Literal["prior", "stage1"] = "prior"
     """Who acts until then."""
-    utd_ratio: float = 20.0
+    utd_ratio: Positive = 20.0
     """Gradient steps per macro-transition stored."""
-    critic_burnin_steps: int = 0
+    critic_burnin_steps: StepsOrNone = 0
     """Critic-only gradient steps on the warm-up's transitions, before the ratio starts to count."""
-    actor_update_every: int = 1
+    actor_update_every: Steps = 1
     """Gradient steps per actor and temperature step."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Macro-transitions per gradient step."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the learner (torch.compile): auto for runs long enough to win back the time that takes."""
-    replay_buffer_size: int = 100000
+    replay_buffer_size: Capacity = 100000
     """Capacity in macro-transitions."""
-    anneal_from: float = 1.0
+    actor_lr: Positive = 1e-4
+    """Learning rate of the latent policy."""
+    critic_lr: Positive = 3e-4
+    """Learning rate of Q^W."""
+    temp_lr: Positive = 1e-4
+    """Learning rate of log alpha."""
+    anneal_from: Share = 1.0
     """Fraction of total_timesteps from which actor_lr and critic_lr fall linearly to 0; 1 keeps them."""
-    gamma: float = 0.99
+    gamma: Rate = 0.99
     """Discount per env step."""
+    tau: Rate = 0.005
+    """Polyak rate of the target networks."""
+    regularizer: Literal["entropy", "kl"] = "entropy"
+    """Entropy bonus (SAC), or anchoring to the prior."""
+    init_temperature: NotNegative = 0.1
+    """alpha at the start."""
+    learn_temperature: bool = True
+    """Adjust alpha to the target."""
+    target_entropy: Finite | Literal["auto"] = "auto"
+    """Nats of w; auto is -0.5 * latent_dim."""
+    target_kl: NotNegative = 10.0
+    """Nats from the prior that regularizer=kl allows."""
+    backup_entropy: bool = True
+    """Count the regulariser in the TD target."""
     reward_mode: RewardMode = "sparse"
     """-1 per env step until success, or the simulator's dense reward."""
-    reward_scale: float = 1.0
+    reward_scale: Positive = 1.0
     """Factor on rewards."""
     end_on_success: bool = True
     """Success terminates training episodes."""
-    train_episode_steps: int | None = None
+    train_episode_steps: Steps | None = None
     """Env steps after which a training episode is truncated (it bootstraps; evaluations keep their own limit).
     Default: max_episode_steps."""
-    eval_freq: int = 10000
+    eval_freq: StepsOrNone = 10000
     """Env steps between evaluations."""
-    eval_episodes: int = 20
+    eval_episodes: Count = 20
     """Episodes per evaluation."""
     eval_deterministic: bool = True
     """Evaluate the mean of the latent policy rather than samples."""
@@ -241,15 +287,16 @@ class Stage2LoopConfig(TrackedConfig, ResumableConfig, EvaluationConfig, Steerin
 class EvalConfig(JobConfig, EvaluationConfig, BasePolicyConfig):
     """dsrl eval: base policy, controls and latent policies on the same starts, in one table."""
 
+    kind: ClassVar[RunKind] = "eval"
     stage1_checkpoint: Path | None = None
     """Latent policy of Stage 1 to evaluate, if any."""
     stage2_checkpoint: Path | None = None
     """Latent policy of Stage 2 to evaluate, if any."""
-    episodes: int = 100
+    episodes: Count = 100
     """Episodes per row."""
-    constants: int = 16
+    constants: CountOrNone = 16
     """Constant noise vectors screened for the control "best constant"; 0 leaves it out."""
-    screening_episodes: int = 10
+    screening_episodes: Count = 10
     """Episodes per screened vector, on starts of their own."""
 
 
@@ -257,19 +304,20 @@ class EvalConfig(JobConfig, EvaluationConfig, BasePolicyConfig):
 class QuickstartConfig(ResumableConfig):
     """dsrl quickstart: demonstrations, Stages 0, 1 and 2 and the final table, on one task."""
 
+    kind: ClassVar[RunKind] = "quickstart"
     task: str = "pick-place-v3"
     """MetaWorld task."""
-    seed: int = 1
+    seed: Index = 1
     """Seeds everything."""
     out: Path | None = None
     """Run folder, which must not exist yet. Default: runs/quickstart-<task>-seed<seed>."""
-    budget: float = 1.0
+    budget: Rate = 1.0
     """Fraction of gradient steps, env steps and episodes to spend, in (0, 1]; 0.02 is a smoke run."""
     device: str = "auto"
     """Torch device; auto takes CUDA where there is one."""
-    torch_threads: int = 1
+    torch_threads: Threads = 1
     """Threads of the learner; every environment process has one of its own."""
-    num_envs: int = 4
+    num_envs: Count = 4
     """Environments, a process each."""
     track: bool = False
     """Also log to Weights & Biases."""
@@ -281,13 +329,15 @@ class DoctorEnvConfig:
 
     env_id: str = "pick-place-v3"
     """A MetaWorld or ManiSkill task, or any Gymnasium id with a Box action space."""
+    env_family: str = "auto"
+    """Who makes the environment: metaworld, maniskill, gymnasium, module:Class of your own, or auto by its id."""
     control_mode: str | None = None
     """ManiSkill's controller; default: pd_ee_delta_pose."""
     sim_backend: Literal["auto", "physx_cpu", "physx_cuda"] = "auto"
     """ManiSkill's physics; auto takes the GPU where there is one."""
     render_backend: Literal["auto", "cpu", "gpu", "none"] = "auto"
     """What draws ManiSkill's images; auto follows sim_backend."""
-    seconds: float = 3.0
+    seconds: Positive = 3.0
     """How long to step for each figure."""
     json: bool = False
     """Print JSON."""

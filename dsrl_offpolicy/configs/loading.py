@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,61 +16,9 @@ import tyro
 import yaml
 
 from dsrl_offpolicy.errors import InputError, did_you_mean
-from dsrl_offpolicy.files.plain import shown
+from dsrl_offpolicy.files.plain import checked, shown
 
 Config = TypeVar("Config")
-
-_POSITIVE = (lambda x: x > 0, "a number > 0")
-_COUNT = (lambda x: x >= 1, "a whole number >= 1")
-_NOT_NEGATIVE = (lambda x: x >= 0, "a number >= 0")
-_FRACTION = (lambda x: 0 < x < 1, "a number in (0, 1)")
-_HALF_OPEN = (lambda x: 0 <= x < 1, "a number in [0, 1)")
-_RATE = (lambda x: 0 < x <= 1, "a number in (0, 1]")
-_WIDTHS = (lambda x: len(x) > 0 and min(x) > 0, "at least one width > 0")
-_POWER_OF_TWO = (lambda x: x >= 1 and x & (x - 1) == 0, "a power of two")
-
-RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(
-        ("batch_size", "num_envs", "torch_threads", "log_freq", "num_candidates", "num_critics", "obs_horizon",
-         "pred_horizon", "act_horizon", "total_iters", "total_timesteps", "replay_buffer_size", "max_decode",
-         "verify_states", "verify_samples", "actor_update_every", "episodes", "demo_steps", "max_episode_steps",
-         "num_demos", "screening_episodes", "train_episode_steps", "distill_chunks",
-         "visual_dim", "encoder_iters", "encoder_batch_size"),
-        _COUNT,
-    ),
-    **dict.fromkeys(
-        ("lr", "encoder_lr", "actor_lr", "critic_lr", "temp_lr", "utd_ratio", "action_magnitude", "beta_latent",
-         "advantage_clip", "advantage_temperature", "max_weight", "reward_scale", "seconds", "env_timeout"),
-        _POSITIVE,
-    ),
-    **dict.fromkeys(
-        ("warmup_steps", "critic_burnin_steps", "eval_freq", "eval_episodes", "constants", "kappa", "kl_coef",
-         "target_kl", "init_temperature", "action_noise", "image_shift",
-         "save_freq", "seed"),
-        _NOT_NEGATIVE,
-    ),
-    **dict.fromkeys(("actor_hidden_dims", "critic_hidden_dims", "velocity_widths"), _WIDTHS),
-    **dict.fromkeys(("consistency_fraction", "noise_correlation", "ema_decay"), _HALF_OPEN),
-    "held_out_fraction": _FRACTION,
-    "expectile": _FRACTION,
-    "critic_tau": _RATE,
-    "budget": _RATE,
-    "gamma": _RATE,
-    **dict.fromkeys(("wrong_goal_prob", "anneal_from"), (lambda x: 0 <= x <= 1, "a number in [0, 1]")),
-    "candidate_pool": (lambda x: x == "auto" or x >= 0, "auto or a number >= 0"),
-    "denoising_steps": _POWER_OF_TWO,
-    "embed_dim": (lambda x: x >= 4 and x % 2 == 0, "an even number >= 4"),
-}  # fmt: skip
-
-
-JOB_RANGES: dict[tuple[str, str], tuple[Callable[[Any], bool], str]] = {
-    ("Stage1Config", "tau"): _POSITIVE,  # a temperature there
-    ("Stage2Config", "tau"): _RATE,  # a Polyak rate there
-    ("Stage1Config", "eval_episodes"): _COUNT,  # eval_freq 0 is how to leave evaluation out
-    ("Stage2Config", "eval_episodes"): _COUNT,
-}
-LARGEST = 2**63
-"""No number of a config is larger: beyond, generators and clocks have no such numbers."""
 
 YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 """What PyYAML raises; impossible dates, endless numbers and deep nests are among what Python refuses in it."""
@@ -93,17 +40,16 @@ def parse_job(job: type[Config], shipped_yaml: str | None, prog: str, argv: Sequ
     """
     flags, user_yaml = _take_config_flag(argv)
     _check_resume_alone(flags, user_yaml)
-    tokens = _shipped_tokens(job, shipped_yaml)
-    if user_yaml is not None:
-        if not user_yaml.is_file():
-            raise InputError(f"--config: expected a YAML file, {user_yaml} does not exist")
-        tokens += _mapping_tokens(job, read_settings(user_yaml), str(user_yaml))
-    return _parse_tokens(job, [*tokens, *flags], prog)
+    if user_yaml is not None and not user_yaml.is_file():
+        raise InputError(f"--config: expected a YAML file, {user_yaml} does not exist")
+    values = read_settings(user_yaml) if user_yaml is not None else {}
+    return _with_flags(override(job, shipped_yaml, values, str(user_yaml)), flags, prog)
 
 
-def override(job: type[Config], shipped_yaml: str | None, values: Mapping[str, Any], where: str) -> Config:
+def override(job: type[Config], shipped_yaml: str, values: Mapping[Any, Any], where: str) -> Config:
     """A job's config from its shipped YAML and a mapping of overrides (as a quickstart section gives them)."""
-    return _parse_tokens(job, _shipped_tokens(job, shipped_yaml) + _mapping_tokens(job, values, where), where)
+    shipped = resources.files("dsrl_offpolicy.configs").joinpath(shipped_yaml).read_text()
+    return _checked(job, {**_mapping(shipped, shipped_yaml), **values}, where)
 
 
 def read_settings(path: Path) -> dict[Any, Any]:
@@ -169,43 +115,26 @@ def _mapping(text: str, where: str) -> dict[Any, Any]:
     return content
 
 
-def _shipped_tokens(job: type, name: str | None) -> list[str]:
-    if name is None:
-        return []
-    text = resources.files("dsrl_offpolicy.configs").joinpath(name).read_text()
-    return _mapping_tokens(job, _mapping(text, name), name)
-
-
-def _mapping_tokens(job: type, content: Mapping[Any, Any], where: str) -> list[str]:
-    names = [f.name for f in fields(job)]
-    tokens: list[str] = []
-    for key, value in content.items():
+def _checked(job: type[Config], values: Mapping[Any, Any], where: str) -> Config:
+    names = [f.name for f in fields(job)]  # type: ignore[arg-type]
+    for key, value in values.items():
         if key not in names:
             raise InputError(f"{where}: unknown key {shown(key)}{_nearest(str(key)[:60], names)}")
-        if isinstance(value, bool):
-            tokens.append(f"--{key}" if value else f"--no-{key}")
-        elif isinstance(value, list | tuple):
-            tokens += [f"--{key}", *(_text(item, f"{where}: {key}") for item in value)]
-        else:
-            tokens.append(f"--{key}={_text(value, f'{where}: {key}')}")
-    return tokens
+        if isinstance(value, str) and "\0" in value:
+            raise InputError(f"{where}: {key}: expected text without NUL, got {shown(value)}")
+    unbounded = {name: math.inf for name in MAY_BE_INFINITE if values.get(name) in (math.inf, "inf")}
+    config: Any = checked({n: v for n, v in values.items() if n not in unbounded}, job, where, strict=False)
+    return replace(config, **unbounded)
 
 
-def _text(value: Any, where: str) -> str:
-    """A setting as it would be typed."""
-    if isinstance(value, list | tuple | set | Mapping) or "\0" in str(value):
-        raise InputError(f"{where}: expected a value or a list of values, got {shown(value)}")
-    if re.match("-+[a-zA-Z]", str(value)):  # it would not be typed as a value, but as a flag
-        raise InputError(f"{where}: expected a value, got {shown(value)}")
-    return str(value)
-
-
-def _parse_tokens(job: type[Config], tokens: list[str], prog: str) -> Config:
+def _with_flags(config: Config, flags: Sequence[str], prog: str) -> Config:
     # Tyro explains errors in a box of several lines; ours are one line.
-    said = io.StringIO()
+    job, said = type(config), io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            config, unknown = tyro.cli(job, args=tokens, prog=prog, use_underscores=True, return_unknown_args=True)
+            config, unknown = tyro.cli(
+                job, args=flags, prog=prog, default=config, use_underscores=True, return_unknown_args=True
+            )
     except SystemExit as error:
         if error.code in (0, None):
             raise
@@ -224,20 +153,7 @@ def check_ranges(config: Any) -> None:
     Raises:
         InputError: naming the field, what was expected and what came.
     """
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if value is None:
-            continue
-        for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, int) and abs(number) >= LARGEST:
-                raise InputError(f"{f.name}: expected a number below 2^63, got {shown(number)}")
-            infinite = isinstance(number, float) and not math.isfinite(number)
-            if infinite and (math.isnan(number) or f.name not in MAY_BE_INFINITE):
-                raise InputError(f"{f.name}: expected a finite number, got {number}")
-        key = (type(config).__name__, f.name)
-        holds, expected = JOB_RANGES.get(key) or RANGES.get(f.name) or (None, "")
-        if holds is not None and not holds(value):
-            raise InputError(f"{f.name}: expected {expected}, got {value}")
+    _checked(type(config), vars(config), "")
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:

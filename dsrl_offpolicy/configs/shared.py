@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dsrl_offpolicy.configs.ranges import Count, Index, Positive, Steps, StepsOrNone, Threads, Widths
+
 SteerMode = Literal["full", "act_horizon", "repeat"]
 ObsMode = Literal["state", "rgb"]
 
@@ -17,13 +19,13 @@ ObsMode = Literal["state", "rgb"]
 class JobConfig:
     """What every job has."""
 
-    seed: int = 1
+    seed: Index = 1
     """Seeds networks, sampling, demonstrations and environments."""
     out: Path | None = None
     """Run folder, which must not exist yet. Default: runs/<job>-<env_id>-seed<seed>."""
     device: str = "auto"
     """Torch device; auto takes CUDA where there is one."""
-    torch_threads: int = 1
+    torch_threads: Threads = 1
     """Threads of the learner; every environment process has one of its own."""
 
 
@@ -31,11 +33,13 @@ class JobConfig:
 class TrackedConfig(JobConfig):
     """What training jobs have besides."""
 
+    loggers: tuple[str, ...] = ("tensorboard",)
+    """Loggers beside metrics.jsonl: tensorboard, wandb, or module:Class of your own."""
     track: bool = False
     """Also log to Weights & Biases (needs the extra `track`; offline where there is no login)."""
     wandb_project: str = "dsrl_offpolicy"
     """Weights & Biases project."""
-    log_freq: int = 500
+    log_freq: Steps = 500
     """Gradient steps between two rows of metrics."""
 
 
@@ -51,7 +55,7 @@ class ResumableConfig:
 class OfflineConfig(TrackedConfig, ResumableConfig):
     """What training jobs on demonstrations have besides."""
 
-    save_freq: int = 1000
+    save_freq: StepsOrNone = 1000
     """Gradient steps between two saves of the whole run; 0 saves it only when it is stopped."""
 
 
@@ -61,9 +65,11 @@ class SimulatorConfig:
 
     env_id: str = "pick-place-v3"
     """A MetaWorld or ManiSkill task, or any Gymnasium id with a Box action space."""
-    max_episode_steps: int | None = None
+    env_family: str = "auto"
+    """Who makes the environment: metaworld, maniskill, gymnasium, module:Class of your own, or auto by its id."""
+    max_episode_steps: Steps | None = None
     """Env steps until truncation; default: the simulator's own limit."""
-    num_envs: int = 4
+    num_envs: Count = 4
     """Environments: a process each, or one batch on the GPU."""
     control_mode: str | None = None
     """ManiSkill's controller; default: that of the demonstrations or the base policy, else pd_ee_delta_pose."""
@@ -73,11 +79,11 @@ class SimulatorConfig:
     """ManiSkill's physics; auto takes the GPU where there is one."""
     render_backend: Literal["auto", "cpu", "gpu", "none"] = "auto"
     """What draws ManiSkill's images; auto follows sim_backend, and draws nothing for obs_mode state."""
-    image_size: tuple[int, int] | None = None
+    image_size: tuple[Count, Count] | None = None
     """Height and width of ManiSkill's images; default: those of the demonstrations or the base policy."""
     robot_uids: str | None = None
     """ManiSkill's robot; default: the task's own."""
-    env_timeout: float = 300.0
+    env_timeout: Positive = 300.0
     """Seconds that an environment process may take for one macro-step or reset; then it is replaced."""
 
 
@@ -95,19 +101,13 @@ class SteeringConfig:
 
     steer_mode: SteerMode = "full"
     """Steer all rows of the noise, only the executed ones, or one repeated row."""
-    action_magnitude: float = 2.0
+    action_magnitude: Positive = 2.0
     """b of w = b tanh(u / b); inf is the plain Gaussian."""
-    actor_hidden_dims: tuple[int, ...] = (256, 256, 256)
+    actor_hidden_dims: Widths = (256, 256, 256)
     """Widths of the latent policy."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentCriticConfig:
-    """Shape of Q^W."""
-
-    critic_hidden_dims: tuple[int, ...] = (256, 256, 256)
+    critic_hidden_dims: Widths = (256, 256, 256)
     """Widths of Q^W."""
-    num_critics: int = 2
+    num_critics: Count = 2
     """Heads of Q^W."""
     critic_layer_norm: bool = True
     """LayerNorm in Q^W."""
@@ -117,13 +117,16 @@ class LatentCriticConfig:
 class BasePolicyConfig:
     """The frozen base policy, and what a published checkpoint does not hold."""
 
+    base: str | None = None
+    """Base policy: a file of Stage 0 or a published AWSC checkpoint, kind:path, or module:Class[:argument] of your
+    own file."""
     awsc_checkpoint: Path | None = None
-    """Base policy and Q^A: a file of Stage 0, or a published AWSC checkpoint."""
+    """The seed's name for --base, for files."""
     weights: str = "ema_agent.velocity_net"
     """Weights to take from a published checkpoint: {agent,ema_agent}.{velocity_net,velocity_net_ema}."""
-    obs_horizon: int | None = None
+    obs_horizon: Count | None = None
     """Stacked frames, for published checkpoints, which do not hold it; default 2. Our own files know it."""
-    pred_horizon: int | None = None
+    pred_horizon: Count | None = None
     """Rows of a chunk, for published checkpoints, which do not hold it; default 16. Our own files know it."""
-    act_horizon: int | None = None
+    act_horizon: Count | None = None
     """Rows that are executed, for published checkpoints; default what Q^A takes (8 in most). Our own know it."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from dsrl_offpolicy.demos.trajectory import Trajectory
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.rewards import sparse_reward
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def cut_windows(trajectories: Sequence[Trajectory], control_mode: str, spec: Win
     On the left the first observation and action repeat. On the right delta-controlled arms get zeros and the
     last gripper command, others the last action. A truncation ends nothing: ManiSkill's recordings carry on past
     the registered time limit and mark every step from there on. A termination ends the window that reaches it,
-    with discount 0.
+    with discount 0; without success it costs, in sparse mode, what never succeeding costs.
 
     Raises:
         InputError: dense rewards asked of trajectories that have none.
@@ -160,12 +161,10 @@ def _last_steps(terminated: np.ndarray) -> np.ndarray:
 
 def _rewards(trajectory: Trajectory, spec: WindowSpec) -> np.ndarray:
     if spec.reward_mode == "sparse":
-        reward = np.where(trajectory.success, 0.0, -1.0)
-    elif trajectory.rewards is None:
+        return sparse_reward(trajectory.success, trajectory.terminated, spec.gamma, spec.reward_scale)
+    if trajectory.rewards is None:
         raise InputError("demo_path: expected a data set 'rewards' for reward_mode dense, got none")
-    else:
-        reward = trajectory.rewards
-    return reward * spec.reward_scale
+    return trajectory.rewards * spec.reward_scale
 
 
 def split_episodes(windows: Windows, held_out_fraction: float) -> tuple[Windows, Windows]:

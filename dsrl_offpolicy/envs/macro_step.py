@@ -8,20 +8,21 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.vector.utils import batch_space
 
-from dsrl_offpolicy.envs.maniskill import ManiSkillEnv
 from dsrl_offpolicy.envs.spec import EnvSpec
 
 
 class MacroStepEnv(gym.Wrapper):
     """An environment whose action is a chunk ``[H, A]`` and whose observation is a frame stack: ``[o, S]``, or
-    ``{"state": [o, S], "rgb": [o, H, W, 3k]}``.
+    ``{"state": [o, S], "rgb": [o, H, W, 3k], ...}``. Strings are not stacked: the newest frame's is passed on.
 
     A chunk is cut short when the episode ends. ``reward`` is ``sum_{i<n} gamma^i r_i`` over the n env steps
     that were executed; ``info["n_steps"]`` is n. Nothing resets by itself: the returned observation after the
     end is the true last one, and stepping an ended episode changes nothing (n = 0) until ``reset``.
 
-    Images are rendered for the frames that the stack will hold, and not for those between. Only where a
+    With ``lazy_images`` (``Capabilities.lazy_images``) images are rendered for the frames that the stack will
+    hold, and not for those between. Only where a
     termination comes unforeseen inside a chunk do the older frames of that last stack repeat the image of the
     newest (its states are exact); its discount is 0, so no target reads it.
 
@@ -29,7 +30,7 @@ class MacroStepEnv(gym.Wrapper):
     ``episode_return`` (undiscounted, of the scaled reward) and ``episode_length`` (env steps).
     """
 
-    def __init__(self, env: gym.Env, spec: EnvSpec) -> None:
+    def __init__(self, env: gym.Env, spec: EnvSpec, *, lazy_images: bool = False) -> None:
         super().__init__(env)
         self.env_spec = spec
         self._frames: deque[Any] = deque(maxlen=spec.obs_horizon)
@@ -39,8 +40,7 @@ class MacroStepEnv(gym.Wrapper):
             np.tile(space.low, (spec.act_horizon, 1)), np.tile(space.high, (spec.act_horizon, 1)), dtype=np.float32
         )
         self.observation_space = stacked_space(env.observation_space, spec.obs_horizon)
-        simulator = env.unwrapped
-        self._cameras = simulator if isinstance(simulator, ManiSkillEnv) and simulator.cameras else None
+        self._cameras: Any = env.unwrapped if lazy_images else None
         self._ended: tuple[bool, bool] | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
@@ -73,7 +73,7 @@ class MacroStepEnv(gym.Wrapper):
                 self._ended = (terminated, truncated)
                 break
         if self._cameras is not None:
-            self._complete_images(self._cameras)
+            self._complete_images()
         return _stack(self._frames), reward, terminated, truncated, self._info(n)
 
     def _rows_left(self, rows: int) -> int:
@@ -81,11 +81,11 @@ class MacroStepEnv(gym.Wrapper):
         limit = self._cameras.max_episode_steps if self._cameras is not None else None
         return rows if limit is None else min(rows, limit - self._length)
 
-    def _complete_images(self, cameras: ManiSkillEnv) -> None:
+    def _complete_images(self) -> None:
         """Render the newest frame where its step did not, and give its image to older frames that have none."""
-        cameras.images_wanted = True
+        self._cameras.images_wanted = True
         if self._frames[-1]["rgb"] is None:
-            self._frames[-1] = {**self._frames[-1], "rgb": cameras.image()}
+            self._frames[-1] = {**self._frames[-1], "rgb": self._cameras.image()}
         for i, frame in enumerate(self._frames):
             if frame["rgb"] is None:
                 self._frames[i] = {**frame, "rgb": self._frames[-1]["rgb"]}
@@ -101,15 +101,13 @@ class MacroStepEnv(gym.Wrapper):
 
 
 def _stack(frames: Sequence[Any]) -> Any:
-    if isinstance(frames[0], Mapping):
-        return {name: np.stack([frame[name] for frame in frames]) for name in frames[0]}
-    return np.stack(frames)
+    if isinstance(frames[-1], Mapping):
+        return {name: _stack([frame[name] for frame in frames]) for name in frames[-1]}
+    return frames[-1] if isinstance(frames[-1], str) else np.stack(frames)
 
 
 def stacked_space(space: gym.Space, frames: int) -> gym.Space:
     """The space of a stack of so many frames."""
     if isinstance(space, gym.spaces.Dict):
         return gym.spaces.Dict({name: stacked_space(part, frames) for name, part in space.items()})
-    assert isinstance(space, gym.spaces.Box)
-    low, high = (np.broadcast_to(limit, (frames, *space.shape)) for limit in (space.low, space.high))
-    return gym.spaces.Box(low, high, dtype=space.dtype.type)
+    return space if isinstance(space, gym.spaces.Text) else batch_space(space, frames)

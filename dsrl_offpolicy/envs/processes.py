@@ -7,15 +7,16 @@ import multiprocessing
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector.utils import batch_space
 
+from dsrl_offpolicy.envs.family import Capabilities, MacroVectorEnv
 from dsrl_offpolicy.errors import InputError
 
 CLOSING = 10.0
@@ -24,7 +25,7 @@ MOST_LOSSES = 3
 """Losses of one slot in a row that end the run: a process that always fails is not an accident."""
 
 
-class ProcessVectorEnv(VectorEnv):
+class ProcessVectorEnv(MacroVectorEnv):
     """``num_envs`` environments that never reset by themselves, a process each, started by ``forkserver``.
 
     A process that dies, raises, or takes longer than ``timeout`` is ended and replaced. What it was doing is lost:
@@ -36,9 +37,16 @@ class ProcessVectorEnv(VectorEnv):
         num_envs: processes.
         timeout: seconds that one step or reset may take. (A new process is waited for until it has built its
             environment.)
+        capabilities: those of the family.
     """
 
-    def __init__(self, make: Callable[[], gym.Env], num_envs: int, timeout: float) -> None:
+    def __init__(
+        self,
+        make: Callable[[], gym.Env],
+        num_envs: int,
+        timeout: float,
+        capabilities: Capabilities = Capabilities(),  # noqa: B008  (frozen)
+    ) -> None:
         probe = make()
         self.single_observation_space, self.single_action_space = probe.observation_space, probe.action_space
         probe.close()
@@ -47,6 +55,7 @@ class ProcessVectorEnv(VectorEnv):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
         self.timeout = timeout
+        self.capabilities = capabilities
         self._make = _Worker(make, self.single_observation_space, self.single_action_space)
         self._obs: list[Any] = [None] * num_envs
         self._seeds: list[int | None] = [None] * num_envs
@@ -111,11 +120,6 @@ class ProcessVectorEnv(VectorEnv):
             self._keep(i, obs, infos[i])
         info = {name: np.concatenate([found[name] for found in infos]) for name in self._blank}
         return self._observations(), reward, terminated, truncated, {**info, "lost": lost}
-
-    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """``step_async`` and ``step_wait``."""
-        self.step_async(actions)
-        return self.step_wait()
 
     def close_extras(self, **kwargs: Any) -> None:
         """Let every process close its environment; one that does not within ``CLOSING`` seconds is killed."""
@@ -194,12 +198,24 @@ class ProcessVectorEnv(VectorEnv):
 
     def _keep(self, i: int, obs: Any, info: dict[str, np.ndarray]) -> None:
         """Note an observation, and which entries an info has."""
-        self._obs[i] = next(iter(iterate(self._slots[i].observation_space, obs)))
+        self._obs[i] = _only(obs)
         self._blank = {name: np.zeros_like(value) for name, value in info.items() if not name.startswith("_")}
 
     def _observations(self) -> Any:
-        space = self.single_observation_space
-        return concatenate(space, self._obs, create_empty_array(space, self.num_envs))
+        return _batch(self._obs)
+
+
+def _only(obs: Any) -> Any:
+    """The observation in a batch of one."""
+    return {name: _only(part) for name, part in obs.items()} if isinstance(obs, Mapping) else obs[0]
+
+
+def _batch(observations: Sequence[Any]) -> Any:
+    """Arrays stacked, mappings key by key, strings as a tuple."""
+    first = observations[0]
+    if isinstance(first, Mapping):
+        return {name: _batch([obs[name] for obs in observations]) for name in first}
+    return tuple(observations) if isinstance(first, str) else np.stack(observations)
 
 
 class _Worker:

@@ -35,6 +35,8 @@ class EnvSpec:
         image_size: (height, width) of ManiSkill's cameras, in pixels; None is the task's own.
         robot_uids: ManiSkill's robot (``panda_wristcam`` adds a camera); None is the task's own.
         timeout: seconds that a process may take for one macro-step or reset before it counts as hung.
+        env_family: who makes it: a name of ``registry.ENV_FAMILIES``, ``module:Class``, or ``auto``, which asks
+            the registered ones whose the id is.
     """
 
     env_id: str
@@ -52,3 +54,4 @@ class EnvSpec:
     image_size: tuple[int, int] | None = None
     robot_uids: str | None = None
     timeout: float = 300.0
+    env_family: str = "auto"

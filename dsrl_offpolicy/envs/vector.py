@@ -1,22 +1,23 @@
-"""Several macro-step environments, a process each."""
+"""Environments as jobs use them: single ones, several macro-step environments at once, and their facts."""
 
 from __future__ import annotations
 
 import functools
+import logging
 import multiprocessing
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import VectorEnv
+from gymnasium.wrappers import TimeLimit
 
+from dsrl_offpolicy.envs.family import EnvFacts, EnvFamily, MacroVectorEnv, family_of
 from dsrl_offpolicy.envs.macro_step import MacroStepEnv
-from dsrl_offpolicy.envs.maniskill import ManiSkillEnv, sim_backend
 from dsrl_offpolicy.envs.processes import ProcessVectorEnv
-from dsrl_offpolicy.envs.simulators import make_env, simulator_of
 from dsrl_offpolicy.envs.spec import EnvSpec
+from dsrl_offpolicy.envs.success import SuccessReward
 
 GRACE = 300
 """Seconds that a worker lives on after SIGTERM."""
@@ -26,9 +27,24 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
+def make_env(spec: EnvSpec) -> gym.Env:
+    """One environment stepping single actions (no chunks).
+
+    Raises:
+        InputError: unknown id, spaces that cannot be steered, or settings that mean nothing for its family.
+    """
+    logging.getLogger("gymnasium").setLevel(logging.ERROR)
+    family = family_of(spec)
+    family.check(spec)
+    env = family.make(spec)
+    if spec.max_episode_steps is not None:
+        env = TimeLimit(env, spec.max_episode_steps)
+    return SuccessReward(env, spec)
+
+
 def make_macro_env(spec: EnvSpec) -> MacroStepEnv:
     """One macro-step environment in this process."""
-    return MacroStepEnv(make_env(spec), spec)
+    return MacroStepEnv(make_env(spec), spec, lazy_images=family_of(spec).capabilities(spec).lazy_images)
 
 
 def _make_in_process(spec: EnvSpec) -> MacroStepEnv:
@@ -42,25 +58,29 @@ def _make_in_process(spec: EnvSpec) -> MacroStepEnv:
     return make_macro_env(spec)
 
 
-def make_vector_env(spec: EnvSpec, num_envs: int) -> VectorEnv:
+def make_vector_env(spec: EnvSpec, num_envs: int) -> MacroVectorEnv:
     """``num_envs`` macro-step environments that never reset by themselves.
 
-    Reset the ended ones with ``reset(seed=[...], options={"reset_mask": mask})``. On the CPU each is a process,
-    held to one thread and started by ``forkserver``, because simulators hang or crash after a ``fork``; one that
-    dies or hangs is replaced. ManiSkill on the GPU is one batched simulation in this process.
+    Reset the ended ones with ``reset(seed=[...], options={"reset_mask": mask})``. Each is a process, held to one
+    thread and started by ``forkserver``, because simulators hang or crash after a ``fork``; one that dies or hangs
+    is replaced. A ``batched`` family makes them in this process.
     """
-    if _is_batched(spec):
-        from dsrl_offpolicy.envs.maniskill_batched import make_batched_env
-
-        return make_batched_env(spec, num_envs)
-    return _make_processes(spec, num_envs)
-
-
-def _is_batched(spec: EnvSpec) -> bool:
-    return simulator_of(spec.env_id) == "maniskill" and sim_backend(spec) == "physx_cuda"
+    family = family_of(spec)
+    if family.capabilities(spec).batched:
+        family.check(spec)
+        return family.make_vector(spec, num_envs)
+    return _make_processes(family, spec, num_envs)
 
 
-def _make_processes(spec: EnvSpec, num_envs: int) -> ProcessVectorEnv:
+def make_evaluation_env(training: MacroVectorEnv, spec: EnvSpec, num_envs: int) -> MacroVectorEnv:
+    """Environments to evaluate in beside those of training; these themselves where the family is ``exclusive``,
+    with their own rewards and ends then."""
+    return training if training.capabilities.exclusive else make_vector_env(spec, num_envs)
+
+
+def _make_processes(family: EnvFamily, spec: EnvSpec, num_envs: int) -> ProcessVectorEnv:
+    if spec.env_family == "auto":  # processes need not ask the others
+        spec = replace(spec, env_family=family.name)
     make = functools.partial(_make_in_process, spec)
     before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
@@ -68,9 +88,9 @@ def _make_processes(spec: EnvSpec, num_envs: int) -> ProcessVectorEnv:
     try:
         # Imported once in the server that forks the workers: they start sooner and share those pages.
         multiprocessing.get_context("forkserver").set_forkserver_preload(
-            ["dsrl_offpolicy.envs.vector", "torch" if simulator_of(spec.env_id) == "maniskill" else "metaworld"]
+            ["dsrl_offpolicy.envs.vector", *family.preload]
         )
-        return ProcessVectorEnv(make, num_envs, spec.timeout)
+        return ProcessVectorEnv(make, num_envs, spec.timeout, family.capabilities(spec))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         for name, value in before.items():
@@ -80,71 +100,22 @@ def _make_processes(spec: EnvSpec, num_envs: int) -> ProcessVectorEnv:
                 os.environ[name] = value
 
 
-@dataclass(frozen=True)
-class EnvFacts:
-    """What a job checks its files against before it starts.
-
-    Attributes:
-        state_dim: S.
-        action_dim: A.
-        max_episode_steps: env steps until truncation, or None.
-        image_shape: ``(H, W, 3k)`` of the images of all k cameras; None without images.
-        state_keys: names of the parts of the state, in the environment's order, where it tells them.
-        cameras: names of the cameras, in the environment's order.
-    """
-
-    state_dim: int
-    action_dim: int
-    max_episode_steps: int | None
-    image_shape: tuple[int, int, int] | None = None
-    state_keys: tuple[str, ...] | None = None
-    cameras: tuple[str, ...] = ()
-
-
 def inspect_env(spec: EnvSpec) -> EnvFacts:
-    """Build the environment once in this process, take one step, and tell its dimensions.
+    """Build the environment once in this process, take one step where its family allows it, and tell its facts.
 
     Raises:
         InputError: unknown id, spaces that cannot be steered, or a sparse reward without success.
     """
-    if _is_batched(spec):
-        return _inspect_batched(spec)
-    env = make_env(spec)
+    family = family_of(spec)
+    capabilities = family.capabilities(spec)
+    # A batch of one, not one here: PhysX takes the GPU only in a process that has simulated nothing before.
+    one = replace(spec, obs_horizon=1, act_horizon=1)
+    env: gym.Env | MacroVectorEnv = make_vector_env(one, 1) if capabilities.batched else make_env(spec)
     try:
-        obs, _ = env.reset(seed=0)
-        assert isinstance(env.action_space, gym.spaces.Box)
-        action_dim = env.action_space.shape[0]
-        env.step(env.action_space.low * 0)
-        simulator = env.unwrapped
-        if not isinstance(simulator, ManiSkillEnv):
-            return EnvFacts(obs.shape[0], action_dim, spec.max_episode_steps or _time_limit(env))
-        limit, keys, cameras = simulator.max_episode_steps, simulator.state_keys, simulator.cameras
-        if not cameras:
-            return EnvFacts(obs.shape[0], action_dim, limit)
-        return EnvFacts(obs["state"].shape[0], action_dim, limit, obs["rgb"].shape, keys, cameras)
+        if capabilities.trial_steps:
+            env.reset(seed=0)
+            assert env.action_space.shape is not None
+            env.step(np.zeros(env.action_space.shape, np.float32))
+        return family.facts(env, spec)
     finally:
         env.close()
-
-
-def _inspect_batched(spec: EnvSpec) -> EnvFacts:
-    # Not through a simulation on the CPU: PhysX takes the GPU only in a process that has simulated nothing before.
-    from dsrl_offpolicy.envs.maniskill_batched import make_batched_env
-
-    env = make_batched_env(spec, 1)
-    try:
-        env.reset(seed=0)
-        space, action_dim = env.single_observation_space, env.single_action_space.shape[-1]
-        env.step(np.zeros((1, *env.single_action_space.shape), np.float32))
-        if not isinstance(space, gym.spaces.Dict):
-            return EnvFacts(space.shape[-1], action_dim, env.limit)
-        shapes = {name: part.shape[1:] for name, part in space.items()}
-        return EnvFacts(shapes["state"][0], action_dim, env.limit, shapes["rgb"], env.state_keys, env.cameras)
-    finally:
-        env.close()
-
-
-def _time_limit(env: gym.Env) -> int | None:
-    if env.spec is not None and env.spec.max_episode_steps:
-        return int(env.spec.max_episode_steps)
-    limit = getattr(env.unwrapped, "max_path_length", None)
-    return int(limit) if limit else None

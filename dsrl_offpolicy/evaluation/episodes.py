@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 
-from dsrl_offpolicy.contracts import BasePolicy, LatentSource, observation_tensors
+from dsrl_offpolicy.contracts import BasePolicy, Encoding, LatentSource, observation_tensors
+from dsrl_offpolicy.envs.family import MacroVectorEnv
 from dsrl_offpolicy.errors import NonFiniteError
 from dsrl_offpolicy.evaluation.intervals import Interval, mean_interval, wilson_interval
-from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED
+from dsrl_offpolicy.seeding import FIRST_CHOOSING_SEED, FIRST_EVALUATION_SEED
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,27 @@ class EvaluationSummary:
     episode_return: Interval
     length: Interval
 
+    def numbers(self) -> dict[str, float | None]:
+        """Return every rate and mean by name, and its interval as ``_low`` and ``_high``: None for none."""
+        named = {
+            "success_once": self.success_once, "success_at_end": self.success_at_end,
+            "return": self.episode_return, "length": self.length,
+        }  # fmt: skip
+        return {name: value for name, interval in named.items() for name, value in interval.named(name).items()}
 
-def evaluation_seeds(episodes: int, first: int = 0) -> list[int]:
-    """The starts on which policies are compared, from number ``first`` on."""
-    return [FIRST_EVALUATION_SEED + first + i for i in range(episodes)]
+    def row(self) -> dict[str, float]:
+        """Return the evaluation as a row of metrics, which holds numbers only."""
+        return {name: value for name, value in self.numbers().items() if value is not None}
+
+
+def evaluation_seeds(episodes: int) -> list[int]:
+    """Return the starts on which results are reported: the same for every policy."""
+    return list(range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + episodes))
+
+
+def choosing_seeds(episodes: int) -> list[int]:
+    """Return the starts on which a checkpoint or a constant is chosen: none of them is reported on."""
+    return list(range(FIRST_CHOOSING_SEED, FIRST_CHOOSING_SEED + episodes))
 
 
 def summarise(outcomes: Sequence[EpisodeOutcome]) -> EvaluationSummary:
@@ -73,11 +90,11 @@ class NoiseStreams:
         return torch.stack([torch.randn(self._shape, generator=self._generators[slot]) for slot in range(slots)])
 
 
-def _act(base_policy: BasePolicy, features: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+def _act(base_policy: BasePolicy, encoding: Encoding, latent: torch.Tensor) -> torch.Tensor:
     """The rows to execute, ``[B, H, A]``."""
-    chunk = base_policy.decode(features, latent)[:, base_policy.executed_rows]
+    chunk = base_policy.decode(encoding, latent)[:, base_policy.info.executed_rows]
     if not bool(chunk.isfinite().all()):
-        evidence = {"features": features, "latent": latent, "chunk": chunk}
+        evidence = {"features": encoding.features, "latent": latent, "chunk": chunk}
         raise NonFiniteError("evaluation: expected finite actions, got NaN or infinity", evidence)
     return chunk
 
@@ -97,7 +114,7 @@ def _outcome(seed: int, slot: int, info: Mapping[str, Any]) -> EpisodeOutcome:
 
 @torch.no_grad()
 def run_episodes(
-    env: gym.vector.VectorEnv,
+    env: MacroVectorEnv,
     base_policy: BasePolicy,
     latent_source: LatentSource,
     seeds: Sequence[int],
@@ -117,8 +134,8 @@ def run_episodes(
         NonFiniteError: actions or returns that are not finite, as observations and rewards make them.
     """
     slots = env.num_envs
-    batched = getattr(env, "batched", False)
-    noise = NoiseStreams(base_policy.latent_shape)
+    batched = env.capabilities.batched
+    noise = NoiseStreams(base_policy.info.latent_shape)
     outcomes: dict[int, EpisodeOutcome] = {}
     waiting = list(enumerate(seeds))[::-1]
     running: dict[int, int] = {}
@@ -139,8 +156,8 @@ def run_episodes(
             noise.start(slot, int(seeds[0]))
     obs = start(list(range(slots)))
     while running:
-        features = base_policy.encode(observation_tensors(obs, device))
-        chunk = _act(base_policy, features, latent_source(features, noise.draw(slots).to(device)))
+        encoding = base_policy.encode(observation_tensors(obs, device))
+        chunk = _act(base_policy, encoding, latent_source(encoding.features, noise.draw(slots).to(device)))
         obs, _, terminated, truncated, info = env.step(chunk if batched else chunk.cpu().numpy())
         over = torch.as_tensor(terminated | truncated).tolist()
         lost = [slot for slot in list(running) if info.get("lost", [False] * slots)[slot]]

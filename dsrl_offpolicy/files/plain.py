@@ -1,50 +1,86 @@
-"""Plain values from files: whether they are of the types that a dataclass annotates."""
+"""Values from files and settings, held by msgspec against the types that a class annotates."""
 
 from __future__ import annotations
 
-import math
-import types
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, fields
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, NotRequired, TypedDict, TypeVar, get_args, get_type_hints
+
+import msgspec
+from msgspec import Meta
 
 from dsrl_offpolicy.errors import InputError
 
 T = TypeVar("T")
+
+Number = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | Annotated[float, Meta(ge=-1.7e308, le=1.7e308)]
+"""Neither NaN nor infinity, and not beyond 64 bits where it is whole."""
 
 READ_ERRORS = (
     OSError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError, MemoryError,
 )  # fmt: skip
 """What python, torch and h5py raise on content that is not what it should be."""
 
+_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "array": "a list",
+          "object": "fields by name", "null": "nothing"}  # fmt: skip
 
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type, looking into tuples, lists and dictionaries.
 
-    A whole number is a float; a truth value is no number, and neither is one beyond 64 bits.
+def checked(values: Any, cls: Any, where: str, *, strict: bool = True) -> Any:
+    """Values from outside as the type that they should be; lists stand for tuples.
+
+    A whole number is a float; a truth value is no number.
+
+    Args:
+        values: mappings, lists, tensors and plain values.
+        cls: a dataclass, a TypedDict or another annotated type; ``msgspec.Meta`` holds ranges.
+        where: the place to name in an error; empty where the name of a field says it.
+        strict: numbers must not be written as text.
+
+    Raises:
+        InputError: naming the value that does not fit, what was expected and what came.
     """
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return any(fits(value, arg) for arg in args)
-    if origin is Literal:
-        return isinstance(value, str) and value in args
-    if origin is tuple and args[1:] != (...,):
-        return isinstance(value, tuple) and len(value) == len(args) and all(map(fits, value, args))
-    if origin in (tuple, list):
-        return isinstance(value, origin) and all(fits(inner, args[0]) for inner in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(fits(k, args[0]) and fits(v, args[1]) for k, v in value.items())
-    if hint is int or hint is float:
-        if isinstance(value, int):
-            return not isinstance(value, bool) and abs(value) < 2**63
-        return hint is float and isinstance(value, float)
-    return hint is Any or isinstance(value, hint or types.NoneType)
+    try:
+        return msgspec.convert(values, cls, strict=strict, dec_hook=_from_text)
+    except msgspec.ValidationError as error:
+        raise InputError(": ".join(filter(None, (where, _explained(str(error), values, cls))))) from error
+    except READ_ERRORS as error:  # it takes a tensor for a mapping
+        raise InputError(f"{where}: expected values of their types, got: {type(error).__name__}") from error
+
+
+def _from_text(cls: type, value: Any) -> Any:
+    return Path(value) if cls is Path and isinstance(value, str) else value
+
+
+def _explained(said: str, values: Any, cls: Any) -> str:
+    """What msgspec says, in our words: ``field: expected ..., got ...``."""
+    said, _, path = said.partition(" - at `$")
+    path = path.strip("`.")
+    keys = re.findall(r"\w+", path)
+    missing = re.fullmatch("Object missing required field `(.*)`", said)
+    if missing:
+        return f"{path}: expected a field {missing[1]!r}, got none".removeprefix(": ")
+    if said.startswith("Invalid enum value"):
+        hint = get_type_hints(cls).get(keys[0]) if keys else cls
+        choices = [value for part in (hint, *get_args(hint)) for value in get_args(part)]
+        said = f"expected {', '.join(str(c) for c in choices if isinstance(c, str | int))}"
+    expected = re.sub(r"`(.*?)`", lambda m: " or ".join(_NAMES.get(n, n) for n in m[1].split(" | ")), said)
+    expected, _, got = expected.partition(", got ")
+    if "..." not in path:
+        for key in keys:
+            values = values[int(key) if isinstance(values, list | tuple) else key]
+        got = f"{len(values)} values" if " of length" in expected else shown(values)
+    return f"{path}: {expected[0].lower()}{expected[1:]}, got {got}".removeprefix(": ")
 
 
 def is_finite_number(value: Any) -> bool:
     """Whether a value is a number, not beyond 64 bits where it is whole, and neither NaN nor infinity."""
-    return fits(value, float) and math.isfinite(value)
+    try:
+        return msgspec.convert(value, Number) is not None
+    except msgspec.ValidationError:
+        return False
 
 
 def check_fields(values: Any, hints: Mapping[str, Any], where: str, optional: Collection[str] = ()) -> None:
@@ -59,32 +95,22 @@ def check_fields(values: Any, hints: Mapping[str, Any], where: str, optional: Co
     Raises:
         InputError: no mapping, a name that is missing, or a value of another type.
     """
-    if not isinstance(values, Mapping):
-        raise InputError(f"{where}: expected the fields {', '.join(hints)}, got {shown(values)}")
-    for name, hint in hints.items():
-        if name in values and not fits(values[name], hint):
-            expected = hint.__name__ if isinstance(hint, type) else hint
-            raise InputError(f"{where}: {name}: expected {expected}, got {shown(values[name])}")
-        if name not in values and name not in optional:
-            raise InputError(f"{where}: expected a field {name!r}, got none")
+    types = {name: NotRequired[hint] if name in optional else hint for name, hint in hints.items()}
+    checked(values, TypedDict("Fields", types), where)  # type: ignore[operator]
 
 
 def from_plain(cls: type[T], values: Any, where: str) -> T:
-    """A dataclass from the mapping that a file holds, in which lists stand for tuples.
+    """A dataclass from the mapping that a file holds.
 
     Raises:
         InputError: fields that are missing, unknown or of another type.
     """
-    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-    optional = [name for name, f in known.items() if f.default is not MISSING]
-    if isinstance(values, Mapping):
-        values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    hints = get_type_hints(cls)
-    check_fields(values, {name: hints[name] for name in known}, where, optional)
+    built: T = checked(values, cls, where)
+    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
     unknown = [name for name in values if name not in known]
     if unknown:
         raise InputError(f"{where}: expected the fields {', '.join(known)}, got also {shown(unknown[0])}")
-    return cls(**values)
+    return built
 
 
 def shown(value: Any) -> str:

@@ -9,12 +9,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
 
-from dsrl_offpolicy.contracts import BasePolicy, LatentSource, MacroTransitions, observation_tensors
+from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
+from dsrl_offpolicy.contracts import BasePolicy, Encoding, LatentSource, observation_tensors
+from dsrl_offpolicy.envs.family import MacroVectorEnv
 from dsrl_offpolicy.errors import NonFiniteError
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED
@@ -65,7 +66,7 @@ class Collector:
 
     def __init__(
         self,
-        env: gym.vector.VectorEnv,
+        env: MacroVectorEnv,
         base_policy: BasePolicy,
         layout: LatentLayout,
         *,
@@ -82,7 +83,7 @@ class Collector:
         seeds = self._draw_seeds()
         obs, _ = env.reset(seed=seeds)
         self._episodes = [Episode(seed, []) for seed in seeds]
-        self._features = self._encode(obs)
+        self._encoding = self._encode(obs)
         self._latent: Tensor | None = None
 
     def launch(self, source: LatentSource) -> None:
@@ -92,13 +93,13 @@ class Collector:
             NonFiniteError: actions that are not finite; none is sent.
         """
         with torch.no_grad():
-            shape = (self.env.num_envs, *self.base_policy.latent_shape)
+            shape = (self.env.num_envs, *self.base_policy.info.latent_shape)
             noise = torch.randn(shape, generator=self.noise, device=self.device)
-            full = source(self._features, noise)
+            full = source(self._encoding.features, noise)
             self._latent = self.layout.select(full)
-            chunk = self.base_policy.decode(self._features, full)[:, self.base_policy.executed_rows]
+            chunk = self.base_policy.decode(self._encoding, full)[:, self.base_policy.info.executed_rows]
         if not bool(chunk.isfinite().all()):
-            evidence = {"features": self._features, "latent": self._latent, "chunk": chunk}
+            evidence = {"features": self._encoding.features, "latent": self._latent, "chunk": chunk}
             raise NonFiniteError("policy: expected finite actions, got NaN or infinity", evidence)
         for episode, actions in zip(self._episodes, chunk.cpu(), strict=True):
             episode.chunks.append(actions)
@@ -112,19 +113,10 @@ class Collector:
             InputError: an environment process that is lost again and again.
         """
         assert self._latent is not None, "collect() follows launch()"
-        obs, reward, terminated, truncated, info = self._receive()
-        next_features = self._encode(obs)
+        obs, reward, terminated, truncated, info = self.env.step_wait()
+        encoding = self._encode(obs)
         lost = np.asarray(info.get("lost", np.zeros(self.env.num_envs, dtype=bool)))
-        kept = self._tensor(np.flatnonzero(~lost), torch.int64)
-        happened = (
-            self._features[kept],
-            self._latent[kept],
-            self._tensor(reward, torch.float32)[kept],
-            next_features[kept],
-            self._tensor(terminated, torch.bool)[kept],
-            self._tensor(truncated, torch.bool)[kept],
-            self._tensor(info["n_steps"], torch.int32)[kept],
-        )
+        self._store(np.flatnonzero(~lost), reward, encoding.features, terminated, truncated, info["n_steps"])
         ended = self._tensor(terminated | truncated, torch.bool).cpu().numpy()
         finished = [
             (bool(info["success_once"][i]), float(info["episode_return"][i]), int(info["episode_length"][i]))
@@ -136,17 +128,34 @@ class Collector:
             obs, _ = self.env.reset(seed=seeds, options={"reset_mask": over})
             for i in np.flatnonzero(over):
                 self._episodes[i] = Episode(seeds[i], [])
-            next_features = self._encode(obs)
-        self._features = next_features
+            encoding = self._encode(obs)
+        self._encoding = encoding
         self._latent = None
-        return Collected(*happened, finished, int(np.sum(lost)))
+        return Collected(int(np.sum(~lost)), int(np.sum(info["n_steps"])), finished, int(np.sum(lost)))
+
+    def _store(
+        self, kept: np.ndarray, reward: Any, next_features: Tensor, terminated: Any, truncated: Any, n_steps: Any
+    ) -> None:
+        """Add the macro-transitions of the slots ``kept`` to the buffer."""
+        assert self._latent is not None
+        index = self._tensor(kept, torch.int64)
+        self.buffer.add(
+            obs_features=self._encoding.features[index],
+            latent=self._latent[index],
+            reward=self._tensor(reward, torch.float32)[index],
+            next_obs_features=next_features[index],
+            terminated=self._tensor(terminated, torch.bool)[index],
+            truncated=self._tensor(truncated, torch.bool)[index],
+            n_steps=self._tensor(n_steps, torch.int32)[index],
+            gamma=self.gamma,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What brings a new collector to this point, between launch and collect (:meth:`load_state_dict`)."""
         assert self._latent is not None, "state_dict() follows launch()"
         return {
             "episodes": [{"seed": e.seed, "chunks": torch.stack(e.chunks)} for e in self._episodes],
-            "features": self._features,
+            "features": self._encoding.features,
             "latent": self._latent,
             "noise": self.noise.get_state(),
             "starts": json.dumps(self.starts.bit_generator.state),
@@ -172,15 +181,15 @@ class Collector:
                 begun = [t - (longest - count) for count in before]
                 chunks = [e.chunks[i] if i >= 0 else idle for e, i in zip(episodes, begun, strict=True)]
                 self._send_chunks(torch.stack(chunks))
-                obs, *_ = self._receive()
+                obs, *_ = self.env.step_wait()
         self.noise.set_state(state["noise"])
         self.starts.bit_generator.state = json.loads(state["starts"])
-        self._features = self._encode(obs)
-        if not torch.equal(self._features, state["features"].to(self.device)):
+        self._encoding = self._encode(obs)
+        if not torch.equal(self._encoding.features, state["features"].to(self.device)):
             seeds = self._draw_seeds()
             obs, _ = self.env.reset(seed=seeds)
             self._episodes = [Episode(seed, []) for seed in seeds]
-            self._features = self._encode(obs)
+            self._encoding = self._encode(obs)
             return False
         self._episodes = episodes
         self._latent = state["latent"].to(self.device)
@@ -188,22 +197,10 @@ class Collector:
         return True
 
     def _send_chunks(self, chunks: Tensor) -> None:
-        batched = getattr(self.env, "batched", False)
-        self._send(chunks.to(self.device) if batched else chunks.cpu().numpy())
+        batched = self.env.capabilities.batched
+        self.env.step_async(chunks.to(self.device) if batched else chunks.cpu().numpy())
 
-    # Vector environments in this process (a simulator that is batched itself) have no asynchronous step.
-    def _send(self, actions: Tensor | np.ndarray) -> None:
-        if hasattr(self.env, "step_async"):
-            self.env.step_async(actions)
-        else:
-            self._pending = actions
-
-    def _receive(self) -> tuple:
-        if hasattr(self.env, "step_wait"):
-            return self.env.step_wait()
-        return self.env.step(self._pending)
-
-    def _encode(self, obs: Any) -> Tensor:
+    def _encode(self, obs: Any) -> Encoding:
         tensors = observation_tensors(obs, self.device)
         state = tensors if isinstance(tensors, Tensor) else tensors["state"]
         if not bool(state.isfinite().all()):
@@ -215,4 +212,4 @@ class Collector:
         return torch.as_tensor(values, device=self.device).to(dtype)
 
     def _draw_seeds(self) -> list[int]:
-        return [int(s) for s in self.starts.integers(FIRST_EVALUATION_SEED, size=self.env.num_envs)]
+        return [int(s) for s in self.starts.integers(FIRST_EVALUATION_SEED, size=(self.env.num_envs,))]

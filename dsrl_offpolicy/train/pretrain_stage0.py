@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,14 +20,20 @@ from dsrl_offpolicy.configs.jobs import Stage0Config
 from dsrl_offpolicy.demos.windows import cut_windows, stack_images, stack_poses, stack_states
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, summarise
-from dsrl_offpolicy.files.checkpoint import file_digest, save_checkpoint
+from dsrl_offpolicy.files.checkpoint import save_checkpoint
 from dsrl_offpolicy.files.plain import check_fields, reading
 from dsrl_offpolicy.models.latent_sources import prior_source
 from dsrl_offpolicy.seeding import restore_random_states, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.train.base_env import base_env_spec, check_fit
 from dsrl_offpolicy.train.command import command, config_of_run
-from dsrl_offpolicy.train.demo_files import encode_demonstrations, load_demonstrations, to_batch, window_spec
+from dsrl_offpolicy.train.demonstrations import (
+    demonstrations_digest,
+    encode_demonstrations,
+    load_demonstrations,
+    to_batch,
+    window_spec,
+)
 from dsrl_offpolicy.train.run import STAGE0, Resumable, TrainingRun, run_folder, training_run
 from dsrl_offpolicy.train.stage0_learner import base_spec, build_agent
 from dsrl_offpolicy.train.start import require_file, start_torch
@@ -43,7 +49,7 @@ class Stage0(Resumable):
     def __init__(self, config: Stage0Config) -> None:
         self.config = config
         self.device = device = start_torch(config)
-        what = "an HDF5 file of demonstrations (dsrl demos writes one)"
+        what = "a file of demonstrations (dsrl demos writes one)"
         self.demos = load_demonstrations(
             config,
             require_file(config.demo_path, "demo_path", what),
@@ -53,7 +59,9 @@ class Stage0(Resumable):
             poses=True,
         )
         self.spec = spec = base_spec(config, self.demos)
-        self.windows = cut_windows(self.demos.trajectories, self.demos.control_mode, window_spec(spec))
+        self.windows = cut_windows(
+            self.demos.trajectories, self.demos.control_mode, window_spec(spec.info, spec.rewards)
+        )
         states = torch.from_numpy(stack_states(self.demos.trajectories))
         self.encoder = ObservationEncoder.fit(states, spec.build_visual()).to(device)
         self.agent = build_agent(config, spec, device)
@@ -61,13 +69,13 @@ class Stage0(Resumable):
         self.step = 0
         self.sampler = torch.Generator()
         if config.eval_episodes:
-            check_fit(spec, base_env_spec(spec, config, end_on_success=True))
+            check_fit(spec.info, base_env_spec(spec.info, spec.rewards, config, end_on_success=True))
 
     def run(self) -> Path:
         """Train and save ``checkpoints/last.pt``. Returns the run folder."""
         config = self.config
         folder = run_folder(STAGE0, config)
-        same = {"device": self.device.type, "demonstrations": file_digest(self.demos.path)}
+        same = {"device": self.device.type, "demonstrations": demonstrations_digest(config)}
         with training_run(STAGE0, self, config, folder, same) as run:
             if self.spec.image_channels and (run.resumed is None or run.resumed["encoder_training"] is not None):
                 self._train_encoder(run)
@@ -137,10 +145,15 @@ class Stage0(Resumable):
 
         self._loop(run, update)
 
-    def _loop(self, run: TrainingRun, update: Callable[[], dict[str, Tensor]], part: str = "") -> None:
+    def _loop(
+        self,
+        run: TrainingRun,
+        update: Callable[[], dict[str, Tensor]],
+        part: Literal["stage0", "encoder"] = "stage0",
+    ) -> None:
         """Save, update, log, until the gradient steps of this part are done."""
         _, total = self.progress()
-        with ProgressReport(part or "stage0", total, "gradient steps") as progress:
+        with ProgressReport(part, total, "gradient steps") as progress:
             while True:
                 run.between_steps()
                 if self.step == total:
@@ -148,14 +161,16 @@ class Stage0(Resumable):
                 metrics = update()
                 self.step += 1
                 if self.step % self.config.log_freq == 0 or self.step == total:
-                    row = run.tracker.log(metrics, {"gradient_steps": self.step}, part)
-                    shown = metrics if part else ("flow_loss", "critic_loss", "q_mean")
+                    row = run.tracker.log(part, metrics, {"gradient_steps": self.step})
+                    shown = metrics if part == "encoder" else ("flow_loss", "critic_loss", "q_mean")
                     progress.report(self.step, {name: row[name] for name in shown})
 
     def _evaluate(self, policy: ShortcutFlowPolicy, run: TrainingRun) -> dict[str, Any]:
         """Evaluate the finished base policy; a run that resumes makes up for it."""
         config = self.config
-        env_spec = base_env_spec(policy.spec, config, end_on_success=config.eval_end_on_success)
+        env_spec = base_env_spec(
+            policy.info, policy.spec.rewards, config, end_on_success=config.eval_end_on_success
+        )
         seeds = evaluation_seeds(config.eval_episodes)
         with closing(make_vector_env(env_spec, config.num_envs)) as env:
             outcomes = run_episodes(env, policy, run.listening(prior_source()), seeds, self.device)

@@ -8,22 +8,28 @@ from __future__ import annotations
 
 import shutil
 import signal
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
+from dsrl_offpolicy.configs.loading import to_plain
 from dsrl_offpolicy.contracts import LatentSource
 from dsrl_offpolicy.errors import InputError, NonFiniteError
 from dsrl_offpolicy.files.checkpoint import UNFINISHED, save_checkpoint
+from dsrl_offpolicy.files.plain import shown
 from dsrl_offpolicy.seeding import random_states
 from dsrl_offpolicy.tracking.run import Run, create_run_folder
 from dsrl_offpolicy.train.saves import Saves, check_common
+
+T = TypeVar("T")
 
 SNAPSHOT = "non_finite.pt"
 
@@ -110,6 +116,15 @@ STAGE0 = Stage("dsrl pretrain", "unfinished_stage0", UNFINISHED, "gradient steps
 STAGE1 = Stage("dsrl stage1", "unfinished_stage1", UNFINISHED, "gradient steps", kept=False)
 STAGE2 = Stage("dsrl stage2", "stage2", "checkpoints", "env steps", kept=True)
 
+MAY_CHANGE = (
+    "resume", "out", "demo_path", "awsc_checkpoint", "base", "stage1_checkpoint",  # digests hold their content
+    "device", "torch_threads", "compile", "render_backend", "env_timeout",
+    "log_freq", "save_freq", "eval_freq", "track", "wandb_project", "loggers", "total_timesteps",
+)  # fmt: skip
+"""Settings that may differ when a run resumes: where files are and what the machine has (``device`` of the same
+type), how often something is logged, saved and evaluated, and how long Stage 2 goes on. Not ``total_iters``: the
+schedules of Stage 0 and the pool of Stage 1 depend on it."""
+
 BEGAN_WITH = {"demonstrations": "demonstrations", "base": "base policy", "base_fingerprint": "base policy"}
 """What must not have changed when a run resumes, and what it is called."""
 
@@ -155,9 +170,8 @@ class TrainingRun:
     resumed: dict[str, Any] | None
     _stage: Stage
     _subject: Resumable
-    _saves: Saves
-    _save_freq: int
     _same: Mapping[str, str]
+    _config: Any
     _next_save: int | None = None
 
     def between_steps(self) -> None:
@@ -171,8 +185,9 @@ class TrainingRun:
             InputError: it cannot be saved.
         """
         done, _ = self._subject.progress()
-        if self._save_freq:
-            following = (done // self._save_freq + 1) * self._save_freq
+        freq = self._config.save_freq
+        if freq:
+            following = (done // freq + 1) * freq
             if self._next_save is None:
                 self._next_save = following if self._stage.kept else done
             if done >= self._next_save:
@@ -200,14 +215,37 @@ class TrainingRun:
 
         return listen
 
+    def waiting_for(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns, done in a thread, which is left behind where a signal ends the run.
+
+        Args:
+            work: may not change what :meth:`Resumable.state` tells.
+
+        Raises:
+            Interrupted, NonFiniteError, InputError: as :meth:`between_steps`; and what ``work`` raises.
+        """
+        future: Future[T] = Future()
+
+        def do() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=do, daemon=True).start()
+        while not future.done():
+            wait([future], timeout=0.2)
+            self.end_if_stopped()
+        return future.result()
+
     def save(self) -> None:
         """Save the run as it stands."""
         state = self._subject.state()
         done, total = self._subject.progress()
         check_finite(state["training"]["networks"], {self._stage.unit: done})
-        logs = {"log": self.tracker.state_dict(), "random": random_states()}
+        logs = {"log": self.tracker.state_dict(), "random": random_states(), "settings": to_plain(self._config)}
         progress = f"stopped after {done} of {total} {self._stage.unit}; to go on: {self._advice()}"
-        self._saves.save({**self._same, **state, **logs}, progress)
+        self._stage.saves(self.tracker.path).save({**self._same, **state, **logs}, progress)
         self._subject.saved()
 
     def _advice(self) -> str:
@@ -242,13 +280,13 @@ def training_run(
     Raises:
         InputError: a run that was never saved, is at its end, or over which something changed.
     """
-    state = load_state(stage, folder, subject, same) if config.resume is not None else None
+    state = load_state(stage, folder, subject, same, config) if config.resume is not None else None
     log = state["log"] if state is not None else None
     with (
-        Run(folder, config, track=config.track, wandb_project=config.wandb_project, resume=log) as tracker,
+        Run(folder, config, resume=log) as tracker,
         Interruption() as stop,
     ):
-        run = TrainingRun(tracker, stop, state, stage, subject, stage.saves(folder), config.save_freq, same)
+        run = TrainingRun(tracker, stop, state, stage, subject, same, config)
         with snapshot_of_non_finite(folder, subject.snapshot):
             yield run
             if stage.kept:
@@ -257,7 +295,9 @@ def training_run(
             shutil.rmtree(stage.saves(folder).folder, ignore_errors=True)
 
 
-def load_state(stage: Stage, folder: Path, subject: Resumable, same: Mapping[str, str]) -> dict[str, Any]:
+def load_state(
+    stage: Stage, folder: Path, subject: Resumable, same: Mapping[str, str], config: Any
+) -> dict[str, Any]:
     """The last state of an interrupted run, checked; nothing is restored.
 
     Raises:
@@ -277,10 +317,24 @@ def load_state(stage: Stage, folder: Path, subject: Resumable, same: Mapping[str
         raise ended
     if state["device"] != same["device"]:
         raise InputError(f"device: expected {state['device']}, where the run began, got {same['device']}")
+    _refuse_other_settings(state.get("settings"), config, folder)
     for name, what in BEGAN_WITH.items():
         if name in same and state[name] != same[name]:
             raise InputError(f"resume: expected the {what} that the run began with, got another")
     return state
+
+
+def _refuse_other_settings(began_with: Mapping[str, Any] | None, config: Any, folder: Path) -> None:
+    """Raise InputError where a setting outside ``MAY_CHANGE`` is not what it was; old saves know none."""
+    if began_with is None:
+        return
+    began = to_plain(type(config)()) | dict(began_with)  # a setting of a later version had its default
+    for name, now in to_plain(config).items():
+        if name not in MAY_CHANGE and began[name] != now:
+            raise InputError(
+                f"{name}: expected {shown(began[name])}, with which the run began, got {shown(now)} in "
+                f"{folder / 'config.yaml'}; another value is another run"
+            )
 
 
 @contextmanager

@@ -26,9 +26,14 @@ from dsrl_offpolicy.files.plain import check_fields, reading
 LAST, PREVIOUS, MANIFEST = "last.pt", "previous.pt", "manifest.json"
 LIBRARIES = ("torch", "numpy", "gymnasium", "metaworld", "mani-skill")
 
-COMMON = {"device": str, "training": dict[str, Any], "log": dict[str, Any], "random": dict[str, Any]}
-"""What the saves of every stage hold besides its own."""
-LOG = {"minutes": float, "rows": int, "step": int, "wandb_id": str | None}
+COMMON = {
+    "device": str, "training": dict[str, Any], "log": dict[str, Any], "random": dict[str, Any],
+    "settings": dict[str, Any],
+}  # fmt: skip
+"""What the saves of every stage hold besides its own; ``settings`` came later."""
+LOG = {"minutes": float, "rows": int}
+LOGGERS = {"sinks": dict[str, dict[str, Any]], "step": int, "wandb_id": str | None}
+"""The states of the loggers; the last two of saves of earlier versions."""
 RANDOM = {"python": list[Any], "numpy": list[Any], "torch": Tensor}
 
 
@@ -159,8 +164,8 @@ def check_common(content: Mapping[str, Any], same: Collection[str], where: str) 
     Raises:
         InputError: entries that are missing or of another type.
     """
-    check_fields(content, {**COMMON, **dict.fromkeys(same, str)}, where)
-    check_fields(content["log"], LOG, f"{where}: log")
+    check_fields(content, {**COMMON, **dict.fromkeys(same, str)}, where, optional=("settings",))
+    check_fields(content["log"], {**LOG, **LOGGERS}, f"{where}: log", optional=LOGGERS)
     states, at = content["random"], f"{where}: random"
     check_fields(states, RANDOM, at)
     with reading(at, "states of generators"):  # tried on others

@@ -12,7 +12,6 @@ from dsrl_offpolicy.configs.jobs import Stage0Config
 from dsrl_offpolicy.demos.trajectory import Demonstrations
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.seeding import torch_generator
-from dsrl_offpolicy.train.demo_files import image_shape
 
 IMAGE_SETTINGS = (
     "visual_dim", "visual_pool", "encoder_iters", "encoder_batch_size", "encoder_lr", "image_shift", "image_size",
@@ -21,7 +20,7 @@ IMAGE_SETTINGS = (
 
 def base_spec(config: Stage0Config, demos: Demonstrations) -> ShortcutFlowSpec:
     """The base policy that a configuration and a file of demonstrations make."""
-    shape = image_shape(demos)
+    shape = demos.image_shape
     if shape is not None and config.image_size not in (None, shape[:2]):
         raise InputError(f"image_size: expected {shape[:2]} as in {demos.path}, got {config.image_size}")
     if shape is None:

@@ -1,12 +1,12 @@
-"""The learner of Stage 1, and the pool of candidates that it draws from."""
+"""The learner of Stage 1, the Q^A that it needs, and the pool of candidates that it draws from."""
 
 from __future__ import annotations
 
 import torch
 
 from dsrl_offpolicy.agents.aw_mle import AWMLEAgent
-from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
 from dsrl_offpolicy.configs.jobs import Stage1Config
+from dsrl_offpolicy.contracts import ActionCritic, BasePolicy
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.models.latent_q_network import LatentCritic
 from dsrl_offpolicy.seeding import torch_generator
@@ -16,26 +16,40 @@ POOL_BYTES = 2**30
 """Memory that ``candidate_pool=auto`` takes at most."""
 
 
-def build_agent(config: Stage1Config, base: ShortcutFlowPolicy, device: torch.device) -> AWMLEAgent:
+def critic_of(base: BasePolicy) -> ActionCritic:
+    """The Q^A that AW-MLE scores candidates with.
+
+    Raises:
+        InputError: the base policy has none.
+    """
+    if base.critic is None:
+        raise InputError(
+            "base: Stage 1 scores candidates with an action critic Q^A, and this policy has none; "
+            "dsrl stage2 starts from the prior without one"
+        )
+    return base.critic
+
+
+def build_agent(config: Stage1Config, base: BasePolicy, device: torch.device) -> AWMLEAgent:
     """The learner of Stage 1.
 
     Raises:
         InputError: settings that do not fit the base policy or each other.
     """
-    layout = build_layout(base, config)
+    layout = build_layout(base.info, config)
     if config.candidate_pool != "auto" and 0 < config.candidate_pool < config.num_candidates:
         raise InputError(
             f"candidate_pool: expected 0 or at least num_candidates {config.num_candidates}, "
             f"got {config.candidate_pool}"
         )
-    if config.distill_q and config.num_critics != base.spec.critic_heads:
+    if config.distill_q and config.num_critics != critic_of(base).heads:
         raise InputError(
-            f"num_critics: expected {base.spec.critic_heads} as in Q^A (distilled head by head), "
+            f"num_critics: expected {critic_of(base).heads} as in Q^A (distilled head by head), "
             f"got {config.num_critics}"
         )
     critic = (
         LatentCritic(
-            base.feature_dim,
+            base.info.feature_dim,
             layout.dim,
             config.critic_hidden_dims,
             config.num_critics,

@@ -6,18 +6,17 @@ from pathlib import Path
 
 import torch
 
-from dsrl_offpolicy.agents.stage2_config import find_algorithm
-from dsrl_offpolicy.agents.steering_agent import SteeringAgent
-from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
-from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
+from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent
+from dsrl_offpolicy.configs.jobs import Stage2Config
+from dsrl_offpolicy.contracts import BasePolicy
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import load_weights
 from dsrl_offpolicy.seeding import torch_generator
-from dsrl_offpolicy.train.start import build_layout
+from dsrl_offpolicy.train.start import build_layout, rewards_of
 from dsrl_offpolicy.train.steering_files import load_steering
 
 
-def build_agent(config: Stage2LoopConfig, base: ShortcutFlowPolicy, device: torch.device) -> SteeringAgent:
+def build_agent(config: Stage2Config, base: BasePolicy, device: torch.device) -> DSRLSACAgent:
     """The learner, from the prior or from Stage 1.
 
     Raises:
@@ -26,10 +25,23 @@ def build_agent(config: Stage2LoopConfig, base: ShortcutFlowPolicy, device: torc
     if config.stage1_checkpoint is None and (config.init_critic or config.warmup_policy == "stage1"):
         flag = "init_critic" if config.init_critic else "warmup_policy stage1"
         raise InputError(f"--stage1_checkpoint: expected the checkpoint that --{flag} needs, got nothing")
-    agent = find_algorithm(config.algo)(
-        config,
-        base.feature_dim,
-        build_layout(base, config),
+    agent = DSRLSACAgent(
+        base.info.feature_dim,
+        build_layout(base.info, config),
+        actor_hidden_dims=config.actor_hidden_dims,
+        critic_hidden_dims=config.critic_hidden_dims,
+        num_critics=config.num_critics,
+        critic_layer_norm=config.critic_layer_norm,
+        actor_lr=config.actor_lr,
+        critic_lr=config.critic_lr,
+        temp_lr=config.temp_lr,
+        polyak_tau=config.tau,
+        regularizer=config.regularizer,
+        init_temperature=config.init_temperature,
+        learn_temperature=config.learn_temperature,
+        target_entropy=None if config.target_entropy == "auto" else config.target_entropy,
+        target_kl=config.target_kl,
+        backup_entropy=config.backup_entropy,
         generator=torch_generator(config.seed, "stage2", device),
         device=device,
         base=base,
@@ -43,7 +55,7 @@ def build_agent(config: Stage2LoopConfig, base: ShortcutFlowPolicy, device: torc
 
 
 def _start_from_stage1(
-    agent: SteeringAgent, config: Stage2LoopConfig, path: Path, base: ShortcutFlowPolicy, device: torch.device
+    agent: DSRLSACAgent, config: Stage2Config, path: Path, base: BasePolicy, device: torch.device
 ) -> None:
     policy, content = load_steering(path, "stage1", "stage1_checkpoint", base, device)
     if policy.layout != agent.layout:
@@ -56,7 +68,7 @@ def _start_from_stage1(
         return
     if "critic" not in content:
         raise InputError("stage1_checkpoint: expected a distilled Q^W (stage1 --distill_q), got none")
-    trained = base.spec
+    trained = rewards_of(base)
     for name, expected, found in (
         ("gamma", trained.gamma, config.gamma),
         ("reward_mode", trained.reward_mode, config.reward_mode),

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
-from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
+from dsrl_offpolicy.configs.jobs import Stage2Config
+from dsrl_offpolicy.contracts import BasePolicy
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.plain import check_fields, reading, shown
 from dsrl_offpolicy.rollouts.collector import Collector
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 STATE = {
     "env_id": str, "base_fingerprint": str, "counters": dict[str, int], "replay": dict[str, Any],
-    "collector": dict[str, Any] | None, "recent": list[bool], "best": float, "next_evaluation": int,
-    "actor_metrics": dict[str, Tensor],
+    "collector": dict[str, Any] | None, "recent": list[bool], "best": float, "best_return": float,
+    "next_evaluation": int, "actor_metrics": dict[str, Tensor],
 }  # fmt: skip
 COLLECTOR = {
     "episodes": list[dict[str, Any]],
@@ -104,7 +104,7 @@ class Stage2State(Resumable):
             "replay": self.replay_files.save(stage.buffer),
             "collector": stage.collector.state_dict() if stage.collector is not None else None,
             "recent": list(stage.recent),
-            "best": stage.best,
+            **stage.best.state_dict(),
             "next_evaluation": stage.next_evaluation,
             "actor_metrics": stage.actor_metrics,
         }
@@ -127,11 +127,11 @@ class Stage2State(Resumable):
     def check(self, state: Mapping[str, Any], where: str) -> None:
         """Types, shapes, numbers that contradict each other, and the files of transitions."""
         config = self.stage.config
-        check_fields(state, STATE, where)
+        check_fields(state, STATE, where, optional=("best_return",))
         check_fields(state["counters"], {f.name: int for f in fields(Counters)}, f"{where}: counters")
         _check_counters(state, where, config)
         if state["collector"] is not None:
-            _check_collector(state["collector"], f"{where}: collector", config, self.stage.base)
+            _check_collector(state["collector"], f"{where}: collector", config, self.stage.base, state["device"])
         self.replay_files.check(state["replay"])
 
     def restore(self, state: Mapping[str, Any], collector: Collector) -> bool:
@@ -142,7 +142,8 @@ class Stage2State(Resumable):
         for name, value in state["counters"].items():
             setattr(stage.counters, name, value)
         stage.recent.extend(state["recent"])
-        stage.best, stage.next_evaluation = state["best"], state["next_evaluation"]
+        stage.best.load_state_dict(state)
+        stage.next_evaluation = state["next_evaluation"]
         stage.actor_metrics = state["actor_metrics"]
         same = collector.load_state_dict(state["collector"])
         if not same:
@@ -165,13 +166,13 @@ def _check_counters(content: Mapping[str, Any], where: str, config: Stage2LoopCo
 
 
 def _check_collector(
-    state: Mapping[str, Any], where: str, config: Stage2LoopConfig, base: ShortcutFlowPolicy
+    state: Mapping[str, Any], where: str, config: Stage2Config, base: BasePolicy, device: str
 ) -> None:
     check_fields(state, COLLECTOR, where)
     if len(state["episodes"]) != config.num_envs:
         raise InputError(f"{where}: expected {config.num_envs} episodes, got {len(state['episodes'])}")
-    width = build_layout(base, config).dim
-    for name, expected in (("features", base.feature_dim), ("latent", width)):
+    width = build_layout(base.info, config).dim
+    for name, expected in (("features", base.info.feature_dim), ("latent", width)):
         _check_tensor(state[name], (config.num_envs, expected), f"{where}: {name}")
     for episode in state["episodes"]:
         check_fields(episode, EPISODE, where)
@@ -180,9 +181,9 @@ def _check_collector(
         chunks = episode["chunks"]
         if chunks.ndim != 3 or not len(chunks):
             raise InputError(f"{where}: chunks: expected at least one of [H, A], got {tuple(chunks.shape)}")
-        _check_tensor(chunks, (len(chunks), base.act_horizon, base.latent_shape[1]), f"{where}: chunks")
+        _check_tensor(chunks, (len(chunks), base.info.act_horizon, base.info.action_dim), f"{where}: chunks")
     with reading(where, "states of generators"):
-        torch.Generator(base.encoder.mean.device).set_state(state["noise"].cpu())
+        torch.Generator(device).set_state(state["noise"].cpu())
         np.random.default_rng().bit_generator.state = json.loads(state["starts"])
 
 

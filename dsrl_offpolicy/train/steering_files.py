@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
+from dsrl_offpolicy.contracts import BasePolicy
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import check_weights, load_checkpoint, load_weights, save_checkpoint
 from dsrl_offpolicy.files.plain import from_plain, reading, shown
@@ -51,27 +49,13 @@ class Steering:
         )
 
 
-def fingerprint(base: ShortcutFlowPolicy) -> str:
-    """A hash of the weights that decode: a latent means nothing over another base policy."""
-    return weights_digest(base.encoder, base.velocity)
-
-
-def weights_digest(*modules: nn.Module) -> str:
-    """The SHA-256 of modules' tensors and their names, in hexadecimal."""
-    digest = hashlib.sha256()
-    for name, value in [item for module in modules for item in module.state_dict().items()]:
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def steering_content(
-    policy: LatentPolicy, base: ShortcutFlowPolicy, hidden_dims: tuple[int, ...], extra: Mapping[str, Any]
+    policy: LatentPolicy, base: BasePolicy, hidden_dims: tuple[int, ...], extra: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What a checkpoint of a latent policy holds: what is needed to rebuild it, and what else the stage keeps."""
     layout = policy.layout
     steering = Steering(
-        feature_dim=base.feature_dim,
+        feature_dim=base.info.feature_dim,
         hidden_dims=tuple(hidden_dims),
         steer_mode=layout.mode,
         pred_horizon=layout.pred_horizon,
@@ -82,7 +66,7 @@ def steering_content(
     return {
         "steering": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(steering).items()},
         "policy": policy.state_dict(),
-        "base_fingerprint": fingerprint(base),
+        "base_fingerprint": base.fingerprint(),
         **extra,
     }
 
@@ -91,7 +75,7 @@ def save_steering(
     path: Path,
     kind: str,
     policy: LatentPolicy,
-    base: ShortcutFlowPolicy,
+    base: BasePolicy,
     hidden_dims: tuple[int, ...],
     extra: Mapping[str, Any],
 ) -> None:
@@ -100,7 +84,7 @@ def save_steering(
 
 
 def load_steering(
-    path: Path, kind: str, flag: str, base: ShortcutFlowPolicy, device: torch.device
+    path: Path, kind: str, flag: str, base: BasePolicy, device: torch.device
 ) -> tuple[LatentPolicy, dict[str, Any]]:
     """A latent policy and the whole content of its checkpoint.
 
@@ -112,20 +96,20 @@ def load_steering(
         raise InputError(f"{flag}: expected a latent policy in {path}, got none")
     steering = from_plain(Steering, content["steering"], f"{flag}: {path}")
     expected = {
-        "feature_dim": base.feature_dim,
-        "pred_horizon": base.latent_shape[0],
-        "action_dim": base.latent_shape[1],
+        "feature_dim": base.info.feature_dim,
+        "pred_horizon": base.info.latent_shape[0],
+        "action_dim": base.info.latent_shape[1],
     }
     for name, value in expected.items():
         found = getattr(steering, name)
         if found != value:
             raise InputError(f"{flag}: expected {name} {value} as in the base policy, got {shown(found)}")
-    if content.get("base_fingerprint") != fingerprint(base):
+    if content.get("base_fingerprint") != base.fingerprint():
         raise InputError(f"{flag}: expected a latent policy of this base policy, {path} was trained over another")
     layout = steering.layout(f"{flag}: {path}")
     with torch.device("meta"), reading(f"{flag}: {path}", "dimensions that make a network"):  # before any memory
-        shapes = LatentPolicy(base.feature_dim, steering.hidden_dims, layout)
+        shapes = LatentPolicy(base.info.feature_dim, steering.hidden_dims, layout)
         check_weights(shapes, content["policy"], f"{flag}: policy")
-    policy = LatentPolicy(base.feature_dim, steering.hidden_dims, layout).to(device)
+    policy = LatentPolicy(base.info.feature_dim, steering.hidden_dims, layout).to(device)
     load_weights(policy, content["policy"], f"{flag}: policy")
     return policy, content

@@ -9,28 +9,27 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
 from torch import Tensor
 
 from dsrl_offpolicy.agents.aw_mle import AWMLEAgent, CandidatePool
 from dsrl_offpolicy.analysis.live import HealthMonitor
 from dsrl_offpolicy.configs.jobs import Stage1Config
+from dsrl_offpolicy.envs.family import MacroVectorEnv
 from dsrl_offpolicy.envs.vector import make_vector_env
-from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, summarise
 from dsrl_offpolicy.evaluation.intervals import mean_interval
-from dsrl_offpolicy.files.checkpoint import file_digest
 from dsrl_offpolicy.files.plain import check_fields, reading
 from dsrl_offpolicy.models.latent_sources import policy_source
 from dsrl_offpolicy.seeding import restore_random_states, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.train.base_env import base_env_spec, check_fit
+from dsrl_offpolicy.train.choosing import Best, evaluate
 from dsrl_offpolicy.train.command import command, config_of_run
-from dsrl_offpolicy.train.demo_files import load_states
+from dsrl_offpolicy.train.demonstrations import demonstrations_digest, load_states
 from dsrl_offpolicy.train.run import STAGE1, Resumable, TrainingRun, run_folder, training_run
-from dsrl_offpolicy.train.stage1_learner import build_agent, pool_size
+from dsrl_offpolicy.train.stage1_learner import build_agent, critic_of, pool_size
 from dsrl_offpolicy.train.start import load_base, note_other_task, require_file, start_torch
-from dsrl_offpolicy.train.steering_files import save_steering, weights_digest
+from dsrl_offpolicy.train.steering_files import save_steering
 
 
 class Stage1(Resumable):
@@ -44,28 +43,31 @@ class Stage1(Resumable):
         self.config = config
         self.device = device = start_torch(config)
         self.base = load_base(config, device)
-        what = "an HDF5 file of demonstrations (dsrl demos writes one)"
+        self.action_critic = critic_of(self.base)
+        what = "a file of demonstrations (dsrl demos writes one)"
         self.demo_path = require_file(config.demo_path, "demo_path", what)
-        self.states, self.held_out = load_states(config, self.demo_path, self.base, device)
+        self.states, self.held_out, self.held_out_episodes = load_states(config, self.demo_path, self.base, device)
         self.agent = build_agent(config, self.base, device)
         self.sampler = torch_generator(config.seed, "stage1_batches", device)
-        self.env_spec = base_env_spec(self.base.spec, config, end_on_success=config.eval_end_on_success)
+        self.env_spec = base_env_spec(
+            self.base.info, self.action_critic.rewards, config, end_on_success=config.eval_end_on_success
+        )
         if config.eval_freq:
-            check_fit(self.base.spec, self.env_spec)
+            check_fit(self.base.info, self.env_spec)
         self.step = 0
         self.evaluated = 0
-        self.best = -1.0
+        self.best = Best()
         self.evaluation: dict[str, Any] | None = None
 
     def run(self) -> Path:
         """Train, verify on held-out states, evaluate in the environment. Returns the run folder."""
         config = self.config
         folder = run_folder(STAGE1, config)
-        note_other_task(self.base.spec, config.env_id)
+        note_other_task(self.base.info, config.env_id)
         same = {
             "device": self.device.type,
-            "demonstrations": file_digest(self.demo_path),
-            "base": weights_digest(self.base.encoder, self.base.velocity, self.base.critic),
+            "demonstrations": demonstrations_digest(config),
+            "base": self.base.fingerprint() + self.action_critic.fingerprint(),
         }
         with training_run(STAGE1, self, config, folder, same) as run:
             pool = self._pool()
@@ -75,15 +77,13 @@ class Stage1(Resumable):
             with closing(env) if env is not None else nullcontext():
                 self._loop(run, pool, env)
             self._save_policy(run.tracker.checkpoints / "last.pt")
-            verification = verify(self.agent, self.held_out, config)
-            run.tracker.log(
-                {f"verification/{k}": v for k, v in verification.items()}, {"gradient_steps": self.step}
-            )
+            verification = verify(self.agent, self.held_out, self.held_out_episodes, config)
+            run.tracker.log("diag", verification, {"gradient_steps": self.step})
             run.tracker.write_summary(
                 {
                     "gradient_steps": self.step,
                     "evaluation": self.evaluation,
-                    "best_eval_success_once": self.best if self.evaluation is not None else None,
+                    "best_eval_success_once": self.best.success if self.evaluation is not None else None,
                     "verification": verification,
                     "minutes": round(run.tracker.minutes, 3),
                 }
@@ -93,10 +93,10 @@ class Stage1(Resumable):
     def _pool(self) -> CandidatePool | None:
         """Drawn before anything else is, so that a run that goes on draws the same one again: it may fill a GiB,
         too much to save."""
-        size = pool_size(self.config, len(self.states), self.agent.layout.dim + self.base.spec.critic_heads)
+        size = pool_size(self.config, len(self.states), self.agent.layout.dim + self.action_critic.heads)
         return CandidatePool(self.agent, self.states, size) if size else None
 
-    def _loop(self, run: TrainingRun, pool: CandidatePool | None, env: gym.vector.VectorEnv | None) -> None:
+    def _loop(self, run: TrainingRun, pool: CandidatePool | None, env: MacroVectorEnv | None) -> None:
         """Evaluate, save, update, until the gradient steps are done."""
         config, total, states = self.config, self.config.total_iters, self.states
         health = HealthMonitor(config, run.tracker.path)
@@ -113,8 +113,8 @@ class Stage1(Resumable):
                 metrics = self.agent.update(states[index], pool.draw(index) if pool else None)
                 self.step += 1
                 if self.step % config.log_freq == 0 or self.step == total:
-                    row = run.tracker.log(metrics, {"gradient_steps": self.step})
-                    health.observe({"gradient_steps": self.step, **row})
+                    row = run.tracker.log("stage1", metrics, {"gradient_steps": self.step})
+                    health.observe(row)
                     shown = ("nll_loss", "kl_loss", "eff_num", "corr_A_logprob")
                     progress.report(self.step, {name: row[name] for name in shown})
 
@@ -122,21 +122,14 @@ class Stage1(Resumable):
         at = self.step % self.config.eval_freq == 0 or self.step == self.config.total_iters
         return at and self.step > self.evaluated
 
-    def _evaluate(self, run: TrainingRun, env: gym.vector.VectorEnv) -> None:
-        """Evaluate the policy; a run that resumes makes up for an evaluation in which it was stopped."""
+    def _evaluate(self, run: TrainingRun, env: MacroVectorEnv) -> None:
+        """Evaluate the policy, and keep it where it is the best so far."""
         config = self.config
         source = policy_source(self.agent.policy, deterministic=config.eval_deterministic)
-        seeds = evaluation_seeds(config.eval_episodes)
-        summary = summarise(run_episodes(env, self.base, run.listening(source), seeds, self.device))
-        row = {
-            "success_once": summary.success_once.value,
-            "success_at_end": summary.success_at_end.value,
-            "return": summary.episode_return.value,
-        }
-        run.tracker.log(row, {"gradient_steps": self.step}, "eval")
+        summary = evaluate(run, env, self.base, source, config.eval_episodes, self.device)
+        run.tracker.log("eval", summary.row(), {"gradient_steps": self.step})
         self.evaluated, self.evaluation = self.step, asdict(summary)
-        if row["success_once"] > self.best:
-            self.best = row["success_once"]
+        if self.best.improved_by(summary):
             self._save_policy(run.tracker.checkpoints / "best_eval_success_once.pt")
 
     def _save_policy(self, path: Path) -> None:
@@ -169,7 +162,7 @@ class Stage1(Resumable):
             "training": self.agent.training_state(),
             "sampler": self.sampler.get_state(),
             "evaluated": self.evaluated,
-            "best": self.best,
+            **self.best.state_dict(),
             "evaluation": self.evaluation,
         }
 
@@ -183,7 +176,8 @@ class Stage1(Resumable):
             self.step = state["gradient_steps"]
             self.agent.load_training_state(state["training"])
             self.sampler.set_state(state["sampler"])
-            self.evaluated, self.best, self.evaluation = state["evaluated"], state["best"], state["evaluation"]
+            self.evaluated, self.evaluation = state["evaluated"], state["evaluation"]
+            self.best.load_state_dict(state)
         restore_random_states(state["random"])
 
 
@@ -192,22 +186,33 @@ def run(config: Stage1Config) -> Path:
     return Stage1(config_of_run(config, "stage1_offline.yaml")).run()
 
 
-def verify(agent: AWMLEAgent, states: Tensor, config: Stage1Config) -> dict[str, float]:
-    """The seed's check: E[Q(s, w)] under policy and prior on held-out states, with the 95 % interval (Student's t
-    over states) of their paired difference."""
+def verify(agent: AWMLEAgent, states: Tensor, episodes: Tensor, config: Stage1Config) -> dict[str, float]:
+    """The seed's check: E[Q(s, w)] under policy and prior on held-out states.
+
+    States of one episode resemble each other, so each episode counts as one value: the mean over its states. The
+    95 % interval of the paired difference (Student's t) is over episodes; of one episode there is none.
+
+    Args:
+        agent: whose policy is held against the prior.
+        states: held-out features ``[M, D]``.
+        episodes: ``[M]``, the episode of each.
+        config: how many states and latents to take.
+    """
     generator = torch_generator(config.seed, "stage1_verification", states.device)
     count = min(config.verify_states, len(states))
-    chosen = states[torch.randperm(len(states), generator=generator, device=states.device)[:count]]
-    prior, policy = agent.paired_q(chosen, config.verify_samples)
-    difference = mean_interval((policy - prior).cpu().numpy())
-    return {
+    chosen = torch.randperm(len(states), generator=generator, device=states.device)[:count]
+    _, index = episodes[chosen].unique(return_inverse=True)
+    sizes = index.bincount()
+    q = agent.paired_q(states[chosen], config.verify_samples)
+    prior, policy = (index.bincount(values) / sizes for values in q)
+    found = {
         "q_prior": float(prior.mean()),
         "q_policy": float(policy.mean()),
-        "difference": difference.value,
-        "difference_low": difference.low,
-        "difference_high": difference.high,
         "states": float(count),
+        "episodes": float(len(sizes)),
     }
+    interval = mean_interval((policy - prior).cpu().numpy())
+    return found | {name: value for name, value in interval.named("difference").items() if value is not None}
 
 
 main = command(Stage1Config, "stage1_offline.yaml", "dsrl stage1")(run)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gymnasium.vector import VectorEnv
 
 from dsrl_offpolicy.agents.stage2_config import chosen_algorithm, shipped_yaml, stage2_config
 from dsrl_offpolicy.agents.steering_agent import Update
@@ -22,21 +21,25 @@ from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
 from dsrl_offpolicy.configs.loading import parse_job
 from dsrl_offpolicy.contracts import LatentSource, MacroBatch
-from dsrl_offpolicy.envs.vector import make_vector_env
+from dsrl_offpolicy.envs.family import MacroVectorEnv
+from dsrl_offpolicy.envs.vector import make_evaluation_env, make_vector_env
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.evaluation.episodes import EvaluationSummary, evaluation_seeds, run_episodes, summarise
-from dsrl_offpolicy.models.latent_sources import squashed_prior_source
+from dsrl_offpolicy.evaluation.episodes import EvaluationSummary
+from dsrl_offpolicy.models.latent_sources import policy_source, squashed_prior_source
 from dsrl_offpolicy.rollouts.collector import Collected, Collector
 from dsrl_offpolicy.seeding import numpy_generator, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.tracking.run import Run
 from dsrl_offpolicy.train.base_env import base_env_spec, check_fit, training_env_spec
-from dsrl_offpolicy.train.command import config_of_run, parsed_command
+from dsrl_offpolicy.train.choosing import Best, evaluate
+from dsrl_offpolicy.train.command import command, config_of_run
 from dsrl_offpolicy.train.run import STAGE2, TrainingRun, run_folder, training_run
 from dsrl_offpolicy.train.stage2_learner import build_agent
 from dsrl_offpolicy.train.stage2_state import Counters, Stage2State
-from dsrl_offpolicy.train.start import load_base, note_other_task, note_unknown_rewards, start_torch
-from dsrl_offpolicy.train.steering_files import fingerprint, save_steering
+from dsrl_offpolicy.train.start import load_base, note_other_task, note_unknown_rewards, rewards_of, start_torch
+from dsrl_offpolicy.train.steering_files import save_steering
+
+GradientStep = Callable[..., dict[str, torch.Tensor]]
 
 COMPILE_FROM = 10_000
 """Planned gradient steps from which ``compile=auto`` compiles (docs/performance.md)."""
@@ -53,21 +56,21 @@ class Stage2:
         self.config = config
         self.device = device = start_torch(config)
         self.base = load_base(config, device)
-        self.env_spec = training_env_spec(config, self.base.spec)
-        check_fit(self.base.spec, self.env_spec)
+        self.env_spec = training_env_spec(config, self.base.info)
+        check_fit(self.base.info, self.env_spec)
         self.agent = build_agent(config, self.base, device)
         self.buffer = MacroReplayBuffer(
             config.replay_buffer_size,
-            self.base.feature_dim,
+            self.base.info.feature_dim,
             self.agent.layout.dim,
             generator=torch_generator(config.seed, "replay", device),
             device=device,
         )
         self.collector: Collector | None = None
-        self.gradient_step: Update = self.agent.update
+        self.gradient_step: GradientStep | None = None
         self.counters = Counters()
         self.recent: deque[bool] = deque(maxlen=50)
-        self.best = -1.0
+        self.best = Best()
         self.next_evaluation = 0
         self.last_evaluation: EvaluationSummary | None = None
         self.actor_metrics: dict[str, torch.Tensor] = {}
@@ -79,13 +82,12 @@ class Stage2:
         config = self.config
         folder = run_folder(STAGE2, config)
         state = Stage2State(self, folder)
-        same = {"device": self.device.type, "base_fingerprint": fingerprint(self.base)}
+        same = {"device": self.device.type, "base_fingerprint": self.base.fingerprint()}
         with training_run(STAGE2, state, config, folder, same) as run:
-            note_other_task(self.base.spec, config.env_id)
+            note_other_task(self.base.info, config.env_id)
             if config.init_critic:
-                note_unknown_rewards(self.base.spec)
+                note_unknown_rewards(rewards_of(self.base))
             self.health = HealthMonitor(config, folder)
-            self._compile()
             with self._environments() as (env, eval_env):
                 self._loop(run, state, env, eval_env)
             self.collector = None
@@ -97,8 +99,8 @@ class Stage2:
         self,
         run: TrainingRun,
         state: Stage2State,
-        env: VectorEnv,
-        eval_env: VectorEnv | None,
+        env: MacroVectorEnv,
+        eval_env: MacroVectorEnv | None,
     ) -> None:
         """Act, store, evaluate, learn, save, until the env steps are spent."""
         config, counters = self.config, self.counters
@@ -116,8 +118,10 @@ class Stage2:
                 act, finished = True, counters.env_steps >= config.total_timesteps
                 if eval_env is not None and not finished and counters.env_steps >= self.next_evaluation:
                     self._evaluate(run, eval_env)
-                    self.next_evaluation += config.eval_freq
-                self._learn(run.tracker, progress)
+                    due_next = self.next_evaluation + config.eval_freq
+                    self.next_evaluation = max(due_next, counters.env_steps + 1)
+                if counters.env_steps >= config.warmup_steps:
+                    self._learn(run, progress)
                 if eval_env is not None and finished:
                     self._evaluate(run, eval_env)
                 if not finished:
@@ -141,14 +145,22 @@ class Stage2:
         counters.lost_macro_steps += collected.lost
         self.recent.extend(success for success, _, _ in collected.finished)
 
-    def _learn(self, tracker: Run, progress: ProgressReport) -> None:
-        """Burn in the critics once, then take the gradient steps that the stored transitions have earned."""
+    def _learn(self, run: TrainingRun, progress: ProgressReport) -> None:
+        """Burn in the critics once, then take the gradient steps that the stored transitions have earned.
+
+        A signal ends the run between any two of them; what is left of them follows from the counters.
+        """
         config, counters = self.config, self.counters
-        while counters.env_steps >= config.warmup_steps and counters.burnin_steps < config.critic_burnin_steps:
+        if self.gradient_step is None:
+            self.gradient_step = self._compiled(run) if self._worth_compiling() else self.agent.update
+            self._mark_rates()
+        self.agent.scale_learning_rates(self._lr_scale())
+        while counters.burnin_steps < config.critic_burnin_steps:
+            run.end_if_stopped()
             self.gradient_step(self.buffer.sample(config.batch_size), update_actor=False)
             counters.burnin_steps += 1
-        self.agent.scale_learning_rates(self._lr_scale())
         while counters.owed(config.utd_ratio) > 0:
+            run.end_if_stopped()
             counters.gradient_steps += 1
             with_actor = counters.gradient_steps % config.actor_update_every == 0
             self.batch = self.buffer.sample(config.batch_size)
@@ -156,7 +168,7 @@ class Stage2:
             if with_actor:
                 self.actor_metrics = metrics
             if counters.gradient_steps % config.log_freq == 0:
-                self._log({**self.actor_metrics, **metrics}, tracker, progress)
+                self._log({**self.actor_metrics, **metrics}, run.tracker, progress)
 
     def _lr_scale(self) -> float:
         """1 until ``anneal_from``, then linearly to 0 at the end of the run."""
@@ -164,25 +176,13 @@ class Stage2:
         left = 1 - self.config.anneal_from
         return 1.0 if done <= self.config.anneal_from or left == 0 else max(0.0, (1 - done) / left)
 
-    def _evaluate(self, run: TrainingRun, env: VectorEnv) -> None:
-        """Evaluate the policy; a run that resumes makes up for an evaluation in which it was stopped."""
+    def _evaluate(self, run: TrainingRun, env: MacroVectorEnv) -> None:
+        """Evaluate the policy, and keep it where it is the best so far."""
         config, axes = self.config, self.counters.axes
-        policy = self.agent.source(config.eval_deterministic)
-        seeds = evaluation_seeds(config.eval_episodes)
-        summary = summarise(run_episodes(env, self.base, run.listening(policy), seeds, self.device))
-        self.last_evaluation = summary
-        row = {
-            "success_once": summary.success_once.value,
-            "success_once_low": summary.success_once.low,
-            "success_once_high": summary.success_once.high,
-            "success_at_end": summary.success_at_end.value,
-            "return": summary.episode_return.value,
-            "length": summary.length.value,
-        }
-        run.tracker.log(row, axes, "eval")
-        self.health.observe({**axes, **row})
-        if row["success_once"] >= self.best:
-            self.best = row["success_once"]
+        policy = policy_source(self.agent.actor, deterministic=config.eval_deterministic)
+        self.last_evaluation = summary = evaluate(run, env, self.base, policy, config.eval_episodes, self.device)
+        self.health.observe(run.tracker.log("eval", summary.row(), axes))
+        if self.best.improved_by(summary):
             extra = {"env_id": config.env_id, "counters": asdict(self.counters)}
             path = run.tracker.checkpoints / "best_eval_success_once.pt"
             save_steering(path, "stage2", self.agent.actor, self.base, config.actor_hidden_dims, extra)
@@ -202,10 +202,9 @@ class Stage2:
             "lost_macro_steps": counters.lost_macro_steps,
             "latent_dim": self.agent.layout.dim,
         }
-        row = tracker.log({**metrics, **training, **rates}, counters.axes, "train")
-        self.health.observe({**counters.axes, **row})
-        judged = {name: row.get(name, "-") for name in self.agent.judged_by[:2]}
-        shown = {"success": row["train_success"], **judged}
+        row = tracker.log("train", {**metrics, **training, **rates}, counters.axes)
+        self.health.observe(row)
+        shown = {"success": row["train_success"], "q_mean": row["q_mean"], "alpha": row.get("alpha", "-")}
         shown |= {"env/s": rates["env_steps_per_s"], "grad/s": rates["gradient_steps_per_s"]}
         progress.report(counters.env_steps, shown)
 
@@ -215,40 +214,39 @@ class Stage2:
         self._rate_mark = (now, self.counters.env_steps, self.counters.gradient_steps)
         return now
 
-    def _compile(self) -> None:
-        """Compile the learner where asked or worth it; a machine without a compiler is told and goes on."""
+    def _worth_compiling(self) -> bool:
         config = self.config
-        macro_steps = (config.total_timesteps - config.warmup_steps) / self.base.spec.act_horizon
+        macro_steps = (config.total_timesteps - config.warmup_steps) / self.base.info.act_horizon
         planned = config.critic_burnin_steps + macro_steps * config.utd_ratio
-        if config.compile == "off" or (config.compile == "auto" and planned < COMPILE_FROM):
-            return
+        return config.compile == "on" or (config.compile == "auto" and planned >= COMPILE_FROM)
+
+    def _compiled(self, run: TrainingRun) -> GradientStep:
+        """The learner's update, compiled; a machine without a compiler is told and goes on without."""
         start = time.monotonic()
         try:
-            update = self.agent.compiled(config.batch_size)
+            compiled = run.waiting_for(lambda: CompiledUpdate(self.agent, self.config.batch_size))
         except RuntimeError as error:
             print(f"note: the learner runs uncompiled, torch.compile failed: {str(error)[:200]}", file=sys.stderr)
-            return
-        if update is None:
-            print(f"note: the learner runs uncompiled: {config.algo} has no compiled update", file=sys.stderr)
-            return
-        self.gradient_step = update
+            return self.agent.update
         took = time.monotonic() - start
         print(f"stage2: learner compiled in {took:.1f} s (torch keeps it for the next run)", file=sys.stderr)
+        return compiled
 
     @contextmanager
-    def _environments(self) -> Iterator[tuple[VectorEnv, VectorEnv | None]]:
+    def _environments(self) -> Iterator[tuple[MacroVectorEnv, MacroVectorEnv | None]]:
         """Those to train in, and those to evaluate in."""
         config = self.config
-        spec = base_env_spec(self.base.spec, config, end_on_success=config.eval_end_on_success)
+        rewards, ends = rewards_of(self.base), config.eval_end_on_success
+        spec = base_env_spec(self.base.info, rewards, config, end_on_success=ends)
         with ExitStack() as opened:
             env = make_vector_env(self.env_spec, config.num_envs)
             opened.callback(env.close)
-            eval_env = make_vector_env(spec, config.num_envs) if config.eval_freq else None
-            if eval_env is not None:
+            eval_env = make_evaluation_env(env, spec, config.num_envs) if config.eval_freq else None
+            if eval_env is not None and eval_env is not env:
                 opened.callback(eval_env.close)
             yield env, eval_env
 
-    def _collector(self, env: VectorEnv) -> Collector:
+    def _collector(self, env: MacroVectorEnv) -> Collector:
         config = self.config
         return Collector(
             env,
@@ -265,7 +263,7 @@ class Stage2:
             **asdict(self.counters),
             "utd_effective": self.counters.utd_effective,
             "evaluation": asdict(last) if last is not None else None,
-            "best_eval_success_once": self.best if last is not None else None,
+            "best_eval_success_once": self.best.success if last is not None else None,
             "minutes": round(tracker.minutes, 3),
         }
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dsrl_offpolicy.agents.awsc import AWSCAgent, DemoBatch
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, ShortcutFlowSpec
+from dsrl_offpolicy.contracts import Encoding
 
 
 def awsc(spec: ShortcutFlowSpec | None = None, **changes: object) -> AWSCAgent:
@@ -239,7 +240,7 @@ def train_bimodal(agent: AWSCAgent, updates: int, best: float) -> tuple[Tensor, 
         agent.update(data.gather(torch.randint(1000, (256,), generator=generator)))
     policy = ShortcutFlowPolicy(agent.spec, unit_encoder(), agent.velocity_net_ema, agent.critic)
     noise = torch.randn((2000, 1, 1), generator=seeded(2))
-    return policy.decode(torch.randn((2000, 1), generator=seeded(3)), noise).flatten(), policy
+    return policy.decode(Encoding(torch.randn((2000, 1), generator=seeded(3))), noise).flatten(), policy
 
 
 def test_awsc_learns_both_modes_of_the_demonstrations() -> None:
@@ -257,5 +258,5 @@ def test_advantage_weights_favour_the_rewarded_mode() -> None:
     samples, policy = train_bimodal(agent, 600, best=-1.0)
     assert (samples < -0.4).float().mean().item() > 0.75
     states, actions = torch.zeros(2, 1), torch.tensor([[[-0.6]], [[0.6]]])
-    q = policy.q_values(states, actions).detach()
+    q = policy.critic.q_values(states, actions).detach()
     torch.testing.assert_close(q, torch.tensor([[1.0, 0.0]] * 2), rtol=0, atol=0.1)

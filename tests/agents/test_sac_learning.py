@@ -18,7 +18,7 @@ from tiny_agents import (
 
 from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
-from dsrl_offpolicy.contracts import MacroTransitions
+from dsrl_offpolicy.contracts import Encoding
 
 
 def train_on_toy(agent: DSRLSACAgent, iterations: int) -> None:
@@ -29,7 +29,7 @@ def train_on_toy(agent: DSRLSACAgent, iterations: int) -> None:
         features = toy_states(count, generator)
         noise = torch.randn((count, 2, 2), generator=generator)
         latent = TOY.prior(noise) if iteration == 0 else agent.act(features, noise)
-        reward = toy_reward(features, base.decode(features, TOY.expand(latent, noise)))
+        reward = toy_reward(features, base.decode(Encoding(features), TOY.expand(latent, noise)))
         ended = torch.ones(count, dtype=torch.bool)
         buffer.add(
             MacroTransitions(

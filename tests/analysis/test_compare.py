@@ -312,7 +312,7 @@ BAD = {
     "both": (lambda: ["q1-k1", "--group", "a", "q2-k1"], ["--group", "both"]),
     "a name alone": (lambda: ["--group", "a"], ["--group", "'a'"]),
     "a name twice": (lambda: ["--group", "a", "q1-k1", "--group", "a", "q2-k1"], ["'a' twice"]),
-    "no folder": (lambda: ["nowhere"], ["RUN_DIR", "nowhere/config.yaml", "does not exist"]),
+    "no folder": (lambda: ["nowhere"], ["RUN_DIR", "nowhere", "does not exist"]),
     "no run": (lambda: ["."], ["config.yaml", "does not exist"]),
     "the same twice": (lambda: ["q1-k1", "./q1-k1/"], ["q1-k1 twice"]),
     "the same in two groups": (lambda: ["--group", "a", "q1-k1", "--group", "b", "q1-k1"], ["q1-k1 twice"]),

@@ -41,7 +41,7 @@ def test_a_maniskill_task_in_both_modes(maniskill, run_command):
         (["doctor", "env", "--env_id", "lever-pul-v3"], ["env_id", "did you mean lever-pull-v3?"]),
         (
             ["doctor", "env", "--env_id", "lever-pull-v3", "--control_mode", "x"],
-            ["control_mode", "no ManiSkill task"],
+            ["control_mode", "have no such setting"],
         ),
         (["doctor", "env", "--seconds", 0], ["seconds"]),
     ],

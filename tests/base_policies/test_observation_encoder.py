@@ -45,8 +45,8 @@ def images(*shape: int) -> Tensor:
 def test_a_frame_is_visual_then_state_and_frames_follow_oldest_first() -> None:
     base, rgb = policy(), images(1, O, 16, 18, 3)
     state = torch.tensor([[[2.0, 4.0, 3.5], [1.0, 2.0, 1e6]]])
-    features = base.encode({"state": state, "rgb": rgb})
-    assert features.shape == (1, base.feature_dim) == (1, O * (V + S))
+    features = base.encode({"state": state, "rgb": rgb}).features
+    assert features.shape == (1, base.info.feature_dim) == (1, O * (V + S))
     visual = base.encoder.visual
     assert visual is not None
     # (2-1)/1, (4-2)/2, (3.5-3)/.5 | 0, 0, clamped to 10 standard deviations
@@ -59,15 +59,20 @@ def test_a_stack_is_its_frames() -> None:
     base, state, rgb = policy(cameras=2), torch.randn(3, O, S), images(3, O, 20, 16, 6)
     frames = [base.encode_frames(state[:, i], rgb[:, i]) for i in range(O)]
     assert frames[0].shape == (3, V + S)
-    torch.testing.assert_close(base.encode({"state": state, "rgb": rgb}), torch.cat(frames, dim=1))
+    torch.testing.assert_close(base.encode({"state": state, "rgb": rgb}).features, torch.cat(frames, dim=1))
 
 
 def test_a_policy_of_states_ignores_images() -> None:
     base, state = policy(cameras=0), torch.randn(3, O, S)
-    features = base.encode(state)
-    assert torch.equal(base.encode({"state": state, "rgb": torch.zeros(1)}), features)
+    features = base.encode(state).features
+    assert torch.equal(base.encode({"state": state, "rgb": torch.zeros(1)}).features, features)
     assert torch.equal(torch.cat([base.encode_frames(state[:, i], torch.zeros(1)) for i in range(O)], 1), features)
-    assert (base.image_channels, base.visual_dim, base.image_size, base.spec.obs_mode) == (0, 0, None, "state")
+    assert (base.info.image_channels, base.spec.visual_dim, base.info.image_size, base.spec.obs_mode) == (
+        0,
+        0,
+        None,
+        "state",
+    )
 
 
 def test_fitting_keeps_the_visual_encoder_trainable_until_a_policy_freezes_it() -> None:

@@ -15,7 +15,8 @@ from published_files import Layout, critic_shapes, published_content
 from torch import Tensor
 
 from dsrl_offpolicy import load_base_policy
-from dsrl_offpolicy.base_policies.shortcut_flow import DEFAULT_REWARDS, ShortcutFlowPolicy
+from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
+from dsrl_offpolicy.contracts import Encoding, RewardTerms
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import save_checkpoint
 
@@ -69,10 +70,10 @@ def test_a_published_file_acts_and_scores_as_the_published_code_did(recorded: tu
     agent = weights.split(".")[0]
     policy = load_base_policy(path, weights=weights)  # o = 2, T = 16, H = 8 are the defaults
     with torch.no_grad():
-        features = policy.encode(arrays["state"])
-        chunk = policy.decode(features, arrays["latent"])
-        scored = arrays[f"actions.{agent}.velocity_net"][:, policy.critic_rows]
-        q = policy.q_values(features, scored)
+        features = policy.encode(arrays["state"]).features
+        chunk = policy.decode(Encoding(features), arrays["latent"])
+        scored = arrays[f"actions.{agent}.velocity_net"][:, policy.critic.rows]
+        q = policy.critic.q_values(features, scored)
     torch.testing.assert_close(features, arrays["obs_features"], rtol=0, atol=1e-5)
     torch.testing.assert_close(chunk, arrays[f"actions.{weights}"], rtol=0, atol=1e-5)
     torch.testing.assert_close(q, arrays[f"q_values.{agent}"], rtol=0, atol=1e-5)
@@ -101,9 +102,9 @@ def test_every_layout_computes_what_plain_functions_of_its_tensors_do(
     obs = {"state": state, "rgb": rgb} if k else state
     latent = torch.randn((4, T, layout.action_dim), generator=generator)
     with torch.no_grad():
-        features = policy.encode(obs)
-        chunk = policy.decode(features, latent)
-        q = policy.q_values(features, chunk[:, policy.critic_rows])
+        features = policy.encode(obs).features
+        chunk = policy.decode(Encoding(features), latent)
+        q = policy.critic.q_values(features, chunk[:, policy.critic.rows])
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
     actions = reference.actions(content[agent], net, len(layout.widths), expected, latent)
     torch.testing.assert_close(chunk, actions, rtol=0, atol=1e-5)
@@ -120,9 +121,19 @@ def test_shapes_say_what_the_file_does_not(tmp_path: Path) -> None:
     policy = loaded(tmp_path, layout)
     spec = policy.spec
     # G = o (V + S) = 2 (4 + 5) = 18; Q^A takes H A + G = 4 * 3 + 18 = 30
-    assert (policy.feature_dim, policy.state_dim, policy.visual_dim, policy.image_channels) == (18, 5, 4, 6)
-    assert (policy.latent_shape, policy.act_horizon, policy.obs_horizon) == ((8, 3), 4, 2)
-    assert policy.executed_rows == slice(1, 5) and policy.critic_rows == slice(0, 4)
+    assert (
+        policy.info.feature_dim,
+        policy.info.state_dim,
+        policy.spec.visual_dim,
+        policy.info.image_channels,
+    ) == (
+        18,
+        5,
+        4,
+        6,
+    )
+    assert (policy.info.latent_shape, policy.info.act_horizon, policy.info.obs_horizon) == ((8, 3), 4, 2)
+    assert policy.info.executed_rows == slice(1, 5) and policy.critic.rows == slice(0, 4)
     assert (spec.velocity_net, spec.velocity_widths, spec.embed_dim) == ("unet", (8, 16), 6)
     assert (spec.critic_hidden_dims, spec.critic_heads, spec.denoising_steps) == ((10, 11, 12), 4, 8)
     assert (spec.obs_mode, spec.image_size, spec.published) == ("rgb", None, True)
@@ -132,12 +143,12 @@ def test_what_the_critic_was_trained_with_is_unknown_and_falls_back_for_evaluati
     spec = loaded(tmp_path, SMALL).spec
     assert (spec.env_id, spec.control_mode) == ("", "")
     assert (spec.gamma, spec.reward_mode, spec.reward_scale, spec.end_on_success) == (None, None, None, None)
-    assert spec.rewards == DEFAULT_REWARDS == (0.99, "sparse", 1.0, True)
+    assert spec.rewards == RewardTerms() and spec.rewards.known() == RewardTerms(0.99, "sparse", 1.0, True)
 
 
 def test_default_horizons(tmp_path: Path) -> None:
     policy = load_base_policy(written(tmp_path, published_content(replace(SMALL, act_horizon=8))))
-    assert (policy.obs_horizon, policy.latent_shape[0], policy.act_horizon) == (2, 16, 8)
+    assert (policy.info.obs_horizon, policy.info.latent_shape[0], policy.info.act_horizon) == (2, 16, 8)
 
 
 def test_denoising_steps_are_an_argument(tmp_path: Path) -> None:
@@ -146,7 +157,7 @@ def test_denoising_steps_are_an_argument(tmp_path: Path) -> None:
     features, latent = torch.randn(2, 10), torch.randn(2, T, 3)
     expected = reference.actions(content["ema_agent"], "velocity_net", 2, features, latent, steps=2)
     with torch.no_grad():
-        torch.testing.assert_close(policy.decode(features, latent), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(policy.decode(Encoding(features), latent), expected, rtol=0, atol=1e-5)
 
 
 def test_the_other_agent_and_the_targets_may_hold_anything(tmp_path: Path) -> None:
@@ -346,7 +357,7 @@ def own_file(tmp_path: Path) -> Path:
         "spec": spec.to_plain(),
         "encoder": policy.encoder.state_dict(),
         "velocity_net_ema": policy.velocity.state_dict(),
-        "critic": policy.critic.state_dict(),
+        "critic": policy.critic.network.state_dict(),
     }
     path = tmp_path / "own.pt"
     save_checkpoint(path, "base_policy", content)
@@ -355,8 +366,8 @@ def own_file(tmp_path: Path) -> Path:
 
 def test_our_own_file_of_images_survives_its_checkpoint(own_file: Path) -> None:
     policy = load_base_policy(own_file, obs_horizon=2, pred_horizon=T, act_horizon=4)
-    assert (policy.image_channels, policy.visual_dim, policy.image_size) == (3, 6, (20, 17))
-    assert policy.critic_rows == policy.executed_rows == slice(1, 5)
+    assert (policy.info.image_channels, policy.spec.visual_dim, policy.info.image_size) == (3, 6, (20, 17))
+    assert policy.critic.rows == policy.info.executed_rows == slice(1, 5)
     weights = torch.load(own_file, weights_only=True)["encoder"]
     assert {"mean", "std", "visual.cnn.0.weight"} <= set(weights)
     images = torch.randint(0, 256, (2, 20, 17, 3)).to(torch.uint8)
@@ -391,7 +402,7 @@ def test_fields_that_came_later_are_not_asked_of_older_files(own_file: Path) -> 
     del content["spec"]["published"], content["spec"]["image_size"]
     torch.save(content, own_file)
     policy = load_base_policy(own_file)
-    assert policy.image_size is None and not policy.spec.published
+    assert policy.info.image_size is None and not policy.spec.published
     content["spec"]["surprise"] = 1
     torch.save(content, own_file)
     assert "surprise" in refusal(own_file)

@@ -12,6 +12,7 @@ from tiny_agents import RecordingVelocity, seeded
 from dsrl_offpolicy.base_policies.loading import load_base_policy
 from dsrl_offpolicy.base_policies.observation_encoder import ObservationEncoder
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, ShortcutFlowSpec
+from dsrl_offpolicy.contracts import Encoding
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import save_checkpoint
 
@@ -38,25 +39,25 @@ def base_content(policy: ShortcutFlowPolicy) -> dict:
         "spec": policy.spec.to_plain(),
         "encoder": policy.encoder.state_dict(),
         "velocity_net_ema": policy.velocity.state_dict(),
-        "critic": policy.critic.state_dict(),
+        "critic": policy.critic.network.state_dict(),
     }
 
 
 def test_base_policy_executes_from_the_newest_frame_on() -> None:
     policy = flow_policy()
-    assert list(range(4))[policy.executed_rows] == [1, 2]  # o = 2, H = 2: rows o-1 : o-1+H
-    assert list(range(4))[policy.critic_rows] == [1, 2]
-    assert policy.act_horizon == 2
-    assert policy.latent_shape == (4, 2)
-    assert policy.feature_dim == 6
+    assert list(range(4))[policy.info.executed_rows] == [1, 2]  # o = 2, H = 2: rows o-1 : o-1+H
+    assert list(range(4))[policy.critic.rows] == [1, 2]
+    assert policy.info.act_horizon == 2
+    assert policy.info.latent_shape == (4, 2)
+    assert policy.info.feature_dim == 6
 
 
 def test_base_policy_normalises_frames_and_concatenates_them_oldest_first() -> None:
     obs = torch.tensor([[[2.0, 4.0, 3.5], [1.0, 2.0, 1e6]]])
     # (2-1)/1, (4-2)/2, (3.5-3)/.5 | 0, 0, clamped to 10 standard deviations
     expected = [[1.0, 1.0, 1.0, 0.0, 0.0, 10.0]]
-    assert flow_policy().encode(obs).tolist() == expected
-    assert flow_policy().encode({"state": obs}).tolist() == expected
+    assert flow_policy().encode(obs).features.tolist() == expected
+    assert flow_policy().encode({"state": obs}).features.tolist() == expected
 
 
 def test_encoder_only_centres_dimensions_that_never_vary() -> None:
@@ -72,19 +73,19 @@ def test_base_policy_is_frozen_deterministic_and_differentiable_in_the_latent() 
     features = torch.randn((3, 6), generator=seeded())
     latent = 0.1 * torch.randn((3, 4, 2), generator=seeded(1))
     latent.requires_grad_()
-    chunk = policy.decode(features, latent)
-    assert torch.equal(chunk, policy.decode(features, latent))
+    chunk = policy.decode(Encoding(features), latent)
+    assert torch.equal(chunk, policy.decode(Encoding(features), latent))
     assert chunk.abs().max() <= 1
     chunk.sum().backward()
     assert latent.grad is not None and latent.grad.abs().sum() > 0
-    assert policy.q_values(features, chunk[:, policy.critic_rows]).shape == (3, 3)
+    assert policy.critic.q_values(features, chunk[:, policy.critic.rows]).shape == (3, 3)
 
 
 def test_base_policy_decodes_a_latent_once() -> None:
     policy = flow_policy()
     policy.velocity = RecordingVelocity(0.0)
     latent = torch.randn((3, 4, 2), generator=seeded())
-    chunk = policy.decode(torch.zeros(3, 6), latent)
+    chunk = policy.decode(Encoding(torch.zeros(3, 6)), latent)
     assert len(policy.velocity.calls) == 4
     assert torch.equal(policy.velocity.calls[0][0], latent)
     assert torch.equal(chunk, latent.clamp(-1, 1))
@@ -103,9 +104,11 @@ def test_base_policy_survives_its_checkpoint(tmp_path: Path, network: str) -> No
     assert loaded.spec == policy.spec
     features, latent = torch.randn((3, 6), generator=seeded()), torch.randn((3, 4, 2), generator=seeded(1))
     obs = torch.randn((3, 2, 3), generator=seeded(2))
-    assert torch.equal(loaded.decode(features, latent), policy.decode(features, latent))
-    assert torch.equal(loaded.q_values(features, latent[:, 1:3]), policy.q_values(features, latent[:, 1:3]))
-    assert torch.equal(loaded.encode(obs), policy.encode(obs))
+    assert torch.equal(loaded.decode(Encoding(features), latent), policy.decode(Encoding(features), latent))
+    assert torch.equal(
+        loaded.critic.q_values(features, latent[:, 1:3]), policy.critic.q_values(features, latent[:, 1:3])
+    )
+    assert torch.equal(loaded.encode(obs).features, policy.encode(obs).features)
     assert not any(p.requires_grad for p in loaded.parameters())
 
 

@@ -129,14 +129,14 @@ def test_flags_of_every_kind():
         (["--batch_size", "0"], ["batch_size", "whole number >= 1", "0"]),
         (["--batch_size"], ["--batch_size"]),
         (["--steer_mode", "half"], ["--steer_mode", "half", "full"]),
-        (["--gamma", "1.5"], ["gamma", "(0, 1]", "1.5"]),
+        (["--gamma", "1.5"], ["gamma", "a number <= 1", "1.5"]),
         (["--gamma", "nan"], ["gamma", "nan"]),
         (["--tau", "5"], ["tau", "5"]),
         (["--tau", "0"], ["tau", "0"]),
         (["--utd_ratio", "0"], ["utd_ratio", "> 0"]),
         (["--utd_ratio", "inf"], ["utd_ratio", "inf"]),
         (["--actor_lr", "inf"], ["actor_lr", "inf"]),
-        (["--actor_hidden_dims"], ["actor_hidden_dims", "width"]),
+        (["--actor_hidden_dims"], ["actor_hidden_dims", "a list of length >= 1"]),
         (["--actor_hidden_dims", "8", "-1"], ["actor_hidden_dims", "-1"]),
         (["--seed", "-1"], ["seed", "-1"]),
         (["--init_temperature", "-0.1"], ["init_temperature", "-0.1"]),
@@ -169,7 +169,7 @@ def test_stage1_soft_baseline_temperature_must_be_positive():
         ("- 3", ["mine.yaml", "mapping", "list"]),
         ("a: [1", ["mine.yaml", "YAML"]),
         ("batch_size: many", ["batch_size", "many"]),
-        ("gamma: [0.9, 0.8]", ["0.8"]),
+        ("gamma: [0.9, 0.8]", ["mine.yaml: gamma: expected a number, got"]),
         ("3: 4", ["mine.yaml", "3"]),
     ],
 )
@@ -196,9 +196,12 @@ def test_defaults_are_in_range(job):
 
 
 PARTS = {
-    "pretrain": ("stage0_learner",),
-    "stage1": ("stage1_learner",),
-    "stage2": ("stage2_learner", "stage2_state"),
+    "demos": tuple(
+        f"demos.makers.{name}" for name in ("imperfection", "lift_peg", "metaworld", "motion_planning")
+    ),
+    "pretrain": ("train.stage0_learner",),
+    "stage1": ("train.stage1_learner",),
+    "stage2": ("train.stage2_learner", "train.stage2_state"),
 }
 """Modules besides its own that read a job's settings."""
 
@@ -208,8 +211,9 @@ def test_every_setting_is_read_by_its_own_job(command):
     """A setting that no code reads is a flag that does nothing: each must be read as ``config.<name>`` in the
     job's own module, in its parts or in those that all jobs share."""
     read: set[str] = set()
-    shared = ("run", "command", "start", "base_env", "demo_files", *PARTS.get(command, ()))
-    for module in (COMMANDS[command][0], *(f"dsrl_offpolicy.train.{name}" for name in shared)):
+    rooms = ("run", "command", "start", "base_env", "demonstrations")
+    shared = (*(f"train.{name}" for name in rooms), *PARTS.get(command, ()), "tracking.sink")
+    for module in (COMMANDS[command][0], *(f"dsrl_offpolicy.{name}" for name in shared)):
         tree = ast.parse(Path(import_module(module).__file__).read_text())
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dsrl_offpolicy.envs.families.maniskill import ManiSkillEnv, make_simulator, sim_backend
 from dsrl_offpolicy.envs.macro_step import MacroStepEnv
-from dsrl_offpolicy.envs.maniskill import ManiSkillEnv, make_simulator, sim_backend
-from dsrl_offpolicy.envs.simulators import make_env
 from dsrl_offpolicy.envs.spec import EnvSpec
-from dsrl_offpolicy.envs.vector import inspect_env, make_macro_env, make_vector_env
+from dsrl_offpolicy.envs.vector import inspect_env, make_env, make_macro_env, make_vector_env
 from dsrl_offpolicy.errors import InputError
 
 pytestmark = [pytest.mark.maniskill, pytest.mark.usefixtures("maniskill")]
@@ -274,7 +273,7 @@ def test_physx_cuda_without_cuda_is_refused():
 
 def test_without_a_render_device_the_cure_is_told():
     code = (
-        "from dsrl_offpolicy.envs.render_device import render_device\n"
+        "from dsrl_offpolicy.envs.families.render_device import render_device\n"
         "from dsrl_offpolicy.errors import InputError\n"
         "try:\n    print('device:', render_device())\nexcept InputError as error:\n    print('error:', error)\n"
     )
@@ -294,7 +293,7 @@ def test_without_a_render_device_the_cure_is_told():
 def test_settings_of_maniskill_are_refused_elsewhere(name):
     values = {"control_mode": "pd_ee_delta_pose", "obs_mode": "rgb"}
     values |= {"sim_backend": "physx_cpu", "render_backend": "cpu"}
-    with pytest.raises(InputError, match=rf"{name}: expected .* no ManiSkill task"):
+    with pytest.raises(InputError, match=rf"{name}: expected .* have no such setting"):
         make_env(EnvSpec("lever-pull-v3", **{name: values[name]}))
     with pytest.raises(InputError, match="normalized_dense"):
         make_env(EnvSpec("lever-pull-v3", reward_mode="normalized_dense"))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from dsrl_offpolicy.envs.maniskill_batched import BatchedMacroStepEnv, make_batched_env
+from dsrl_offpolicy.envs.families.maniskill_batched import BatchedMacroStepEnv, make_batched_env
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.vector import make_macro_env
 

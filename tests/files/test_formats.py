@@ -107,7 +107,7 @@ def save_as(path: Path, kind: str, version: object, **content) -> Path:
     return path
 
 
-@pytest.mark.parametrize("version", [0, -1, None, True, 1.0, "1", [1], torch.tensor(1), 10**30])
+@pytest.mark.parametrize("version", [0, -1, None, True, 1.0, "1", [1], torch.tensor(1)])
 def test_a_version_that_is_none_is_refused_and_the_supported_ones_named(tmp_path, version):
     path = save_as(tmp_path / "odd.pt", "stage1", version)
     with pytest.raises(InputError, match=r"x: expected format version 1 to \d, .*odd.pt has ") as found:

@@ -29,6 +29,7 @@ from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
 from dsrl_offpolicy.commands import checkpoint as inspect_checkpoint
 from dsrl_offpolicy.configs.loading import parse_job, to_plain
+from dsrl_offpolicy.contracts import Encoding
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import file_digest
 from dsrl_offpolicy.files.formats import FORMAT_VERSION
@@ -38,7 +39,7 @@ from dsrl_offpolicy.train.command import config_of_run
 from dsrl_offpolicy.train.run import STAGE2, load_state
 from dsrl_offpolicy.train.saves import Saves
 from dsrl_offpolicy.train.stage2_state import Counters, Stage2State
-from dsrl_offpolicy.train.steering_files import fingerprint, load_steering
+from dsrl_offpolicy.train.steering_files import load_steering
 from dsrl_offpolicy.train.train_stage2_online import Stage2
 
 GOLDEN = Path(__file__).parents[1] / "golden" / f"format-{FORMAT_VERSION}"
@@ -118,8 +119,10 @@ def test_base_policies(files):
 
     def read() -> None:
         base = load_base_policy(path)
-        chunk = base.decode(torch.zeros(1, base.feature_dim), torch.zeros(1, *base.latent_shape))
-        assert chunk.shape == (1, *base.latent_shape)
+        chunk = base.decode(
+            Encoding(torch.zeros(1, base.info.feature_dim)), torch.zeros(1, *base.info.latent_shape)
+        )
+        assert chunk.shape == (1, *base.info.latent_shape)
 
     fuzz(both(path, 200), read)
 
@@ -142,7 +145,7 @@ def test_latent_policies(files):
 
     def read() -> None:
         policy, _ = load_steering(path, "stage1", "stage1_checkpoint", base, torch.device("cpu"))
-        latent = policy.act(torch.zeros(1, base.feature_dim), torch.zeros(1, *base.latent_shape))
+        latent = policy.act(torch.zeros(1, base.info.feature_dim), torch.zeros(1, *base.info.latent_shape))
         assert latent.shape == (1, policy.layout.dim)
 
     fuzz(both(path, 200), read)
@@ -197,9 +200,9 @@ def test_runs_whose_manifest_is_lost(run):
 
     def read() -> None:
         before = {name: value.clone() for name, value in run.agent.state_dict().items()}
-        same = {"device": "cpu", "base_fingerprint": fingerprint(run.base)}
+        same = {"device": "cpu", "base_fingerprint": run.base.fingerprint()}
         try:
-            state = load_state(STAGE2, folder.parent, Stage2State(run, folder.parent), same)
+            state = load_state(STAGE2, folder.parent, Stage2State(run, folder.parent), same, run.config)
             run.agent.load_training_state(state["training"])
         except InputError:
             assert all(torch.equal(value, before[name]) for name, value in run.agent.state_dict().items())

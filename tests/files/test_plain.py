@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
 
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.files.plain import check_fields, fits, from_plain, reading, shown
+from dsrl_offpolicy.files.plain import check_fields, checked, from_plain, reading, shown
 
 
 @pytest.mark.parametrize(
@@ -20,8 +21,6 @@ from dsrl_offpolicy.files.plain import check_fields, fits, from_plain, reading, 
         (1, float, True),
         (True, float, False),
         ("1", float, False),
-        (2**63, int, False),
-        (2**63, float, False),
         (True, bool, True),
         (None, int | None, True),
         ("a", int | None, False),
@@ -31,7 +30,7 @@ from dsrl_offpolicy.files.plain import check_fields, fits, from_plain, reading, 
         ((1, 2, 3), tuple[int, ...], True),
         ((), tuple[int, ...], True),
         ((1, "2"), tuple[int, ...], False),
-        ([1, 2], tuple[int, ...], False),
+        ([1, 2], tuple[int, ...], True),
         ((1, 2), tuple[int, int], True),
         ((1, 2, 3), tuple[int, int], False),
         ([{"a": 1}], list[dict[str, float]], True),
@@ -41,7 +40,8 @@ from dsrl_offpolicy.files.plain import check_fields, fits, from_plain, reading, 
     ],
 )
 def test_a_value_is_of_an_annotated_type_or_not(value, hint, expected):
-    assert fits(value, hint) is expected
+    with nullcontext() if expected else pytest.raises(InputError, match=r"^x: .*expected .*, got "):
+        checked(value, hint, "x")
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ def test_a_dataclass_is_rebuilt_from_lists_and_defaults():
     [
         ({"widths": [3]}, "x: expected a field 'scale', got none"),
         ({"widths": [3], "scale": 1.0, "height": 2}, "got also 'height'"),
-        ({"widths": [3, "4"], "scale": 1.0}, "x: widths: expected tuple"),
-        ({"widths": [3], "scale": "1\n2"}, r"x: scale: expected float, got '1\\n2'"),
-        ({"widths": [3], "scale": 1.0, "mode": "min"}, "x: mode: expected typing.Literal"),
-        ([3], "x: expected the fields widths, scale, mode, got a value of type list"),
-        (None, "x: expected the fields widths, scale, mode, got None"),
+        ({"widths": [3, "4"], "scale": 1.0}, r"x: widths\[1\]: expected a whole number, got '4'"),
+        ({"widths": [3], "scale": "1\n2"}, r"x: scale: expected a number, got '1\\n2'"),
+        ({"widths": [3], "scale": 1.0, "mode": "min"}, "x: mode: expected max, flatten, got 'min'"),
+        ([3], "x: expected fields by name, got a value of type list"),
+        (None, "x: expected fields by name, got None"),
     ],
 )
 def test_what_does_not_fit_is_named(values, says):
@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_named(values, says):
 def test_a_mapping_may_hold_more_than_is_asked_and_optional_names_may_be_missing():
     check_fields({"a": 1, "b": 2}, {"a": int}, "x")
     check_fields({}, {"a": int}, "x", optional=["a"])
-    with pytest.raises(InputError, match="x: a: expected int, got '1'"):
+    with pytest.raises(InputError, match="x: a: expected a whole number, got '1'"):
         check_fields({"a": "1"}, {"a": int}, "x", optional=["a"])
 
 

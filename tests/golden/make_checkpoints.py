@@ -23,7 +23,8 @@ import torch
 from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.base_policies.loading import load_base_policy
 from dsrl_offpolicy.commands import demos as generate_demos
-from dsrl_offpolicy.configs.jobs import DemosConfig, Stage0Config, Stage1Config
+from dsrl_offpolicy.configs.jobs import DemosConfig, Stage0Config, Stage1Config, Stage2Config
+from dsrl_offpolicy.contracts import Encoding
 from dsrl_offpolicy.files.formats import FORMAT_VERSION
 from dsrl_offpolicy.train import pretrain_stage0, train_stage1_offline, train_stage2_online
 from dsrl_offpolicy.train.run import Interrupted
@@ -49,12 +50,16 @@ def fixed(*shape: int) -> torch.Tensor:
 def outputs(folder: Path) -> dict[str, Any]:
     """What the networks in the files of a folder compute on fixed inputs, as nested lists."""
     base = load_base_policy(folder / "base_policy.pt")
-    features = base.encode(fixed(2, base.obs_horizon, base.state_dim))
-    chunk = base.decode(features, fixed(2, *base.latent_shape))
-    found = {"features": features, "chunk": chunk, "q_values": base.q_values(features, chunk[:, base.critic_rows])}
+    features = base.encode(fixed(2, base.info.obs_horizon, base.info.state_dim)).features
+    chunk = base.decode(Encoding(features), fixed(2, *base.info.latent_shape))
+    found = {
+        "features": features,
+        "chunk": chunk,
+        "q_values": base.critic.q_values(features, chunk[:, base.critic.rows]),
+    }
     for stage, file in (("stage1", "stage1.pt"), ("stage2", "stage2/checkpoints/last.pt")):
         policy, _ = load_steering(folder / file, stage, stage, base, torch.device("cpu"))
-        found[stage] = policy.act(features, fixed(2, *base.latent_shape))
+        found[stage] = policy.act(features, fixed(2, *base.info.latent_shape))
     return {name: value.tolist() for name, value in found.items()}
 
 

@@ -20,8 +20,8 @@ GAMMA = 0.5
 
 def _collector(envs, policy=None, mode="full", seed=0):
     policy = policy or HalvingPolicy()
-    layout = LatentLayout(mode, *policy.latent_shape, policy.executed_rows, 2.0)
-    buffer = MacroReplayBuffer(50, policy.feature_dim, layout.dim, generator=torch.Generator().manual_seed(0))
+    layout = LatentLayout(mode, *policy.info.latent_shape, policy.info.executed_rows, 2.0)
+    buffer = MacroReplayBuffer(50, policy.info.feature_dim, layout.dim, generator=torch.Generator().manual_seed(0))
     collector = Collector(
         counting_vector(envs, counting_spec(gamma=GAMMA)),
         policy,
@@ -107,7 +107,7 @@ def test_training_and_evaluation_execute_the_same_rows():
     collector.launch(constant_source(rows))
     collector.collect()
     run_episodes(counting_vector([evaluated], counting_spec()), policy, constant_source(rows), [3])
-    assert policy.executed_rows == slice(1, 3)  # o = 2, H = 2: row o-1 first
+    assert policy.info.executed_rows == slice(1, 3)  # o = 2, H = 2: row o-1 first
     assert training.actions == [[0.2], [0.3]]
     assert evaluated.actions == [[0.2], [0.3]] * 2
 

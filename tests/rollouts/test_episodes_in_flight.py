@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from tiny_worlds import HalvingPolicy
 
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
+from dsrl_offpolicy.contracts import Encoding
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.models.latent_layout import LatentLayout
@@ -22,17 +25,20 @@ class WidePolicy(HalvingPolicy):
 
     def __init__(self, state_dim: int, action_dim: int) -> None:
         super().__init__(state_dim=state_dim, obs_horizon=1, rows=HORIZON, act_horizon=HORIZON)
-        self.latent_shape = (HORIZON, action_dim)
+        shape = (HORIZON, action_dim)
+        self.info = replace(self.info, latent_shape=shape, action_shape=shape)
 
-    def decode(self, features: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+    def decode(self, encoding: Encoding, latent: torch.Tensor) -> torch.Tensor:
         return (0.3 * latent).clamp(-1, 1)
 
 
 def make_collector(env, seed: int) -> tuple[Collector, MacroReplayBuffer]:
     space, actions = env.single_observation_space, env.single_action_space
     policy = WidePolicy(space.shape[-1], actions.shape[-1])
-    layout = LatentLayout("full", *policy.latent_shape, policy.executed_rows, 2.0)
-    buffer = MacroReplayBuffer(100, policy.feature_dim, layout.dim, generator=torch.Generator().manual_seed(0))
+    layout = LatentLayout("full", *policy.info.latent_shape, policy.info.executed_rows, 2.0)
+    buffer = MacroReplayBuffer(
+        100, policy.info.feature_dim, layout.dim, generator=torch.Generator().manual_seed(0)
+    )
     noise, starts = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     return Collector(env, policy, layout, noise=noise, starts=starts), buffer
 

@@ -10,7 +10,8 @@ import torch
 from published_files import Layout, published_content
 from tiny_worlds import TASK, TINY_STAGE1, TINY_WIDTHS
 
-from dsrl_offpolicy.base_policies.loading import DEFAULT_WEIGHTS, load_base_policy
+from dsrl_offpolicy.base_policies.awsc import DEFAULT_WEIGHTS
+from dsrl_offpolicy.base_policies.loading import load_base_policy
 from dsrl_offpolicy.configs.shared import BasePolicyConfig, SimulatorConfig
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError
@@ -118,7 +119,12 @@ def test_settings_reach_the_file(published):
         awsc_checkpoint=published, obs_horizon=3, pred_horizon=6, weights="agent.velocity_net"
     )
     policy = load_base(config, torch.device("cpu"))
-    assert (policy.obs_horizon, policy.state_dim, policy.latent_shape, policy.act_horizon) == (3, 13, (6, 4), 4)
+    assert (policy.info.obs_horizon, policy.info.state_dim, policy.info.latent_shape, policy.info.act_horizon) == (
+        3,
+        13,
+        (6, 4),
+        4,
+    )
 
 
 def test_the_default_weights_are_the_same_everywhere():

@@ -11,19 +11,26 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from dsrl_offpolicy.envs.families.maniskill import (
+    check_actions,
+    check_cameras,
+    make_simulator,
+    state_keys,
+    time_limit,
+)
+from dsrl_offpolicy.envs.family import Capabilities, MacroVectorEnv
 from dsrl_offpolicy.envs.macro_step import stacked_space
-from dsrl_offpolicy.envs.maniskill import check_actions, check_cameras, make_simulator, state_keys, time_limit
 from dsrl_offpolicy.envs.spec import EnvSpec
-from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.envs.success import no_success
 
 Frames = dict[str, Tensor]
 
 
-class BatchedMacroStepEnv(VectorEnv):
+class BatchedMacroStepEnv(MacroVectorEnv):
     """What ``MacroStepEnv`` is to one environment, for E of them that a simulator steps together.
 
     Observations, rewards and ends are tensors on the simulator's device; ``info`` holds host arrays ``[E]``.
@@ -31,8 +38,7 @@ class BatchedMacroStepEnv(VectorEnv):
     action, and nothing of it is looked at: its frames, reward, n and info stay as they were until ``reset``.
 
     A batched simulator draws the starts of one reset together, from the first seed: which start a slot gets
-    depends on the slots that are reset with it. ``batched`` tells evaluation to start all slots at once, so that
-    policies meet the same starts; and it tells callers that actions may stay on the device.
+    depends on the slots that are reset with it (see ``Capabilities.batched``).
 
     Args:
         simulator: ManiSkill's environment (``make_simulator``), without a time limit.
@@ -40,7 +46,7 @@ class BatchedMacroStepEnv(VectorEnv):
         limit: env steps until truncation, or None.
     """
 
-    batched = True
+    capabilities = Capabilities(batched=True)
     metadata = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012  (gymnasium's own attribute)
 
     def __init__(self, simulator: Any, spec: EnvSpec, limit: int | None) -> None:
@@ -48,7 +54,7 @@ class BatchedMacroStepEnv(VectorEnv):
 
         self.simulator = ManiSkillVectorEnv(simulator, auto_reset=False, ignore_terminations=False)
         self.env_spec = spec
-        self.limit = limit
+        self.max_episode_steps = limit
         self.num_envs = int(simulator.num_envs)
         self.device = torch.device(simulator.device)
         actions = simulator.single_action_space
@@ -95,8 +101,13 @@ class BatchedMacroStepEnv(VectorEnv):
         self._length[chosen] = 0
         return self._observation(), self._info(self._zeros(torch.int32))
 
-    def step(self, actions: Tensor | np.ndarray) -> tuple[Any, Tensor, Tensor, Tensor, dict[str, np.ndarray]]:
-        chunk = torch.as_tensor(actions, device=self.device, dtype=torch.float32)
+    def step_async(self, actions: Tensor | np.ndarray) -> None:
+        """Keep the chunks: they are stepped in this process, when they are waited for."""
+        self._chunk = torch.as_tensor(actions, device=self.device, dtype=torch.float32)
+
+    def step_wait(self) -> tuple[Any, Tensor, Tensor, Tensor, dict[str, np.ndarray]]:
+        """Step the chunks."""
+        chunk = self._chunk
         total, n = self._zeros(torch.float32), self._zeros(torch.int32)
         for row in range(chunk.shape[1]):
             active = ~self._ended
@@ -113,8 +124,8 @@ class BatchedMacroStepEnv(VectorEnv):
             self._success = torch.where(active, success, self._success)
             self._success_once |= active & success
             self._terminated |= active & ends
-            if self.limit is not None:
-                self._truncated |= active & (self._length >= self.limit)
+            if self.max_episode_steps is not None:
+                self._truncated |= active & (self._length >= self.max_episode_steps)
             self._frames = {
                 name: _where(active, torch.cat((old[:, 1:], frame[name][:, None]), dim=1), old)
                 for name, old in self._frames.items()
@@ -129,9 +140,7 @@ class BatchedMacroStepEnv(VectorEnv):
         """Success, and the reward that the spec asks for (see ``SuccessReward``)."""
         spec = self.env_spec
         if "success" not in info and spec.reward_mode == "sparse":
-            raise InputError(
-                f"reward_mode: expected dense for {spec.env_id}, which reports no success, got sparse"
-            )
+            raise no_success(spec)
         success = info["success"].clone() if "success" in info else self._zeros(torch.bool)
         if spec.reward_mode == "sparse":
             reward = torch.where(success, 0.0, -1.0)

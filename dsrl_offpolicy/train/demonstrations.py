@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,18 @@ import torch
 from torch import Tensor
 
 from dsrl_offpolicy.agents.awsc import DemoBatch
-from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, ShortcutFlowSpec
 from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config
-from dsrl_offpolicy.demos.trajectory import Demonstrations, read_demonstrations
+from dsrl_offpolicy.contracts import BasePolicy, PolicyInfo, RewardTerms
+from dsrl_offpolicy.demos.format import find_format, read_demonstrations
+from dsrl_offpolicy.demos.trajectory import Demonstrations, check_info
 from dsrl_offpolicy.demos.windows import Windows, WindowSpec, cut_windows, split_episodes
-from dsrl_offpolicy.envs.simulators import check_env_id, simulator_of
+from dsrl_offpolicy.envs.family import EnvFamily, find_family
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.vector import inspect_env
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.files.plain import reading
 from dsrl_offpolicy.train.base_env import control_mode_of
+from dsrl_offpolicy.train.start import rewards_of
 
 ENCODED_AT_ONCE = 256
 """Frames in one call of an image encoder."""
@@ -34,14 +38,13 @@ def load_demonstrations(
     reward_mode: str | None = None,
     poses: bool = False,
 ) -> Demonstrations:
-    """The demonstrations of ``path``, once they are of the job's task and modes.
+    """Read the demonstrations of ``path``, once they are of the job's task and modes.
 
-    Of a file with images, the order of the state's parts and of the cameras is asked of the environment: HDF5 does
-    not keep it.
+    A format that does not keep the order of the state's parts and of the cameras is told the environment's.
 
     Args:
-        config: its ``env_id``, ``num_demos`` and simulator are used.
-        path: the HDF5 file.
+        config: its ``env_id``, ``demo_format``, ``num_demos`` and simulator are used.
+        path: the file.
         obs_mode: what is needed; None takes what the file has.
         control_mode: what is needed; None takes what the file has.
         reward_mode: whose rewards are needed; None and ``sparse`` need none.
@@ -50,23 +53,27 @@ def load_demonstrations(
     Raises:
         InputError: another task, control mode, observation mode or reward mode; a file or field that is missing.
     """
-    check_env_id(config.env_id)
+    family = find_family(config.env_id, config.env_family)
     rewards = reward_mode if reward_mode != "sparse" else None
-    look = read_demonstrations(path, need_rewards=rewards is not None, limit=1)
-    look.expect(env_id=config.env_id, control_mode=control_mode, obs_mode=obs_mode, reward_mode=rewards)
-    if rewards == "dense" and look.reward_mode is None:
+    demo_format = find_format(config.demo_format, path)
+    with reading(str(path), f"what {type(demo_format).__name__} can read"):
+        info = demo_format.describe(path)
+    wanted = {"env_id": config.env_id, "control_mode": control_mode, "obs_mode": obs_mode, "reward_mode": rewards}
+    check_info(info, path, wanted)
+    if rewards == "dense" and info.has_rewards and info.reward_mode is None:
         raise InputError(
             f"reward_mode: expected demonstrations recorded with dense, {path} does not say with which "
             "(ManiSkill's replay leaves it out for its default, which is normalized_dense)"
         )
-    obs_mode = obs_mode or look.obs_mode or "state"
+    obs_mode = obs_mode or info.obs_mode or "state"
     if obs_mode not in ("state", "rgb"):
         raise InputError(f"obs_mode: expected demonstrations recorded with state or rgb, {path} has {obs_mode}")
     keys = cameras = None
-    if obs_mode == "rgb":
-        keys, cameras = _order_in_environment(config, control_mode or look.control_mode or None)
+    if obs_mode == "rgb" and not demo_format.keeps_order:
+        keys, cameras = _order_in_environment(config, family, control_mode or info.control_mode or None)
     demos = read_demonstrations(
         path,
+        demo_format=config.demo_format,
         need_rewards=rewards is not None,
         need_images=obs_mode == "rgb",
         want_poses=poses and obs_mode == "rgb",
@@ -74,12 +81,19 @@ def load_demonstrations(
         cameras=cameras,
         limit=config.num_demos,
     )
-    _note_time_limit(demos, config.max_episode_steps)
+    _note_time_limit(demos, family.time_limit(EnvSpec(config.env_id, max_episode_steps=config.max_episode_steps)))
     return demos
 
 
+def demonstrations_digest(config: Stage0Config | Stage1Config) -> str:
+    """Hash the job's demonstrations: a resumed run must find the same."""
+    assert config.demo_path is not None
+    path = config.demo_path.expanduser()
+    return find_format(config.demo_format, path).digest(path)
+
+
 def _order_in_environment(
-    config: Stage0Config | Stage1Config, control_mode: str | None
+    config: Stage0Config | Stage1Config, family: EnvFamily, control_mode: str | None
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
     """The parts of the state and the cameras, as the environment orders them."""
     facts = inspect_env(
@@ -90,19 +104,15 @@ def _order_in_environment(
             sim_backend=config.sim_backend,
             render_backend=config.render_backend,
             robot_uids=config.robot_uids,
-            reward_mode="sparse" if simulator_of(config.env_id) == "maniskill" else "dense",
+            reward_mode=family.common_reward_mode,
+            env_family=config.env_family,
         )
     )
     return facts.state_keys, facts.cameras
 
 
-def _note_time_limit(demos: Demonstrations, given: int | None) -> None:
+def _note_time_limit(demos: Demonstrations, limit: int | None) -> None:
     """Tell the user where episodes will end before a typical demonstration does."""
-    if simulator_of(demos.env_id) != "maniskill":
-        return
-    from dsrl_offpolicy.envs.maniskill import time_limit
-
-    limit = time_limit(EnvSpec(demos.env_id, max_episode_steps=given))
     median = int(np.median([len(t) for t in demos.trajectories]))
     if limit is not None and median > limit:
         print(
@@ -110,20 +120,6 @@ def _note_time_limit(demos: Demonstrations, given: int | None) -> None:
             f"{limit}; --max_episode_steps gives them longer",
             file=sys.stderr,
         )
-
-
-def image_shape(demos: Demonstrations) -> tuple[int, int, int] | None:
-    """``(H, W, 3k)``; None without images.
-
-    Raises:
-        InputError: trajectories of different shapes.
-    """
-    shapes = {t.images.shape[1:] if t.images is not None else None for t in demos.trajectories}
-    if len(shapes) > 1:
-        raise InputError(
-            f"{demos.path}: expected images of one shape in every traj, got {sorted(map(str, shapes))}"
-        )
-    return shapes.pop()
 
 
 def encode_demonstrations(
@@ -150,18 +146,10 @@ def encode_demonstrations(
     return torch.cat(parts)
 
 
-def window_spec(spec: ShortcutFlowSpec, *, rewards: bool = True) -> WindowSpec:
-    """The windows that a base policy is trained on; without ``rewards`` those of the file are not asked for."""
-    terms = spec.rewards
-    return WindowSpec(
-        spec.obs_horizon,
-        spec.pred_horizon,
-        spec.act_horizon,
-        terms.gamma,
-        terms.reward_mode if rewards else "sparse",
-        terms.reward_scale,
-        terms.end_on_success,
-    )
+def window_spec(info: PolicyInfo, rewards: RewardTerms) -> WindowSpec:
+    """The windows that a base policy is trained on."""
+    terms = rewards.known()
+    return WindowSpec(info.obs_horizon, info.action_shape[0], info.act_horizon, *vars(terms).values())
 
 
 def to_batch(windows: Windows, table: Tensor) -> DemoBatch:
@@ -183,29 +171,33 @@ def to_batch(windows: Windows, table: Tensor) -> DemoBatch:
 
 
 def load_states(
-    config: Stage1Config, path: Path, base: ShortcutFlowPolicy, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Features of the frame stacks in ``path``, ``[N, D]``: to train on, and held out."""
-    demos = load_demonstrations(
-        config, path, obs_mode=base.spec.obs_mode, control_mode=control_mode_of(base.spec, config)
-    )
-    shape = image_shape(demos)
-    if shape is not None and shape[2] != base.image_channels:
+    config: Stage1Config, path: Path, base: BasePolicy, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The frame stacks in ``path``, for Stage 1.
+
+    Returns:
+        Features ``[N, D]`` to train on, features ``[M, D]`` held out, and the episode ``[M]`` of each of these.
+    """
+    info = base.info
+    demos = load_demonstrations(config, path, obs_mode=info.obs_mode, control_mode=control_mode_of(info, config))
+    shape = demos.image_shape
+    if shape is not None and shape[2] != info.image_channels:
         raise InputError(
-            f"demo_path: expected images of {base.image_channels // 3} cameras as in the base policy, "
+            f"demo_path: expected images of {info.image_channels // 3} cameras as in the base policy, "
             f"got {shape[2] // 3}"
         )
-    if demos.state_dim != base.state_dim:
+    if demos.state_dim != info.state_dim:
         raise InputError(
-            f"demo_path: expected {base.state_dim} state dimensions as in the base policy, got {demos.state_dim}"
+            f"demo_path: expected {info.state_dim} state dimensions as in the base policy, got {demos.state_dim}"
         )
-    if demos.action_dim != base.latent_shape[1]:
+    if demos.action_dim != info.action_dim:
         raise InputError(
-            f"demo_path: expected {base.latent_shape[1]} action dimensions as in the base policy, "
+            f"demo_path: expected {info.action_dim} action dimensions as in the base policy, "
             f"got {demos.action_dim}"
         )
-    windows = cut_windows(demos.trajectories, demos.control_mode, window_spec(base.spec, rewards=False))
+    rewards = replace(rewards_of(base), reward_mode="sparse")  # those of the file are not asked for
+    windows = cut_windows(demos.trajectories, demos.control_mode, window_spec(info, rewards))
     parts = split_episodes(windows, config.held_out_fraction)
     table = encode_demonstrations(demos, base.encode_frames, device)
     train, held_out = (table[torch.from_numpy(p.rows).to(device)].flatten(1) for p in parts)
-    return train, held_out
+    return train, held_out, torch.from_numpy(parts[1].episode).to(device)

@@ -1,35 +1,105 @@
-"""ManiSkill 3 tasks: how they are made, and one of them on the CPU as a plain Gymnasium env."""
+"""ManiSkill 3 tasks: the family, how they are made, and one of them on the CPU as a plain Gymnasium env."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import importlib.util
+import inspect
 import logging
 import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from dsrl_offpolicy.envs.render_device import render_device
+from dsrl_offpolicy.envs.families.render_device import render_device
+from dsrl_offpolicy.envs.family import FAMILY_SETTINGS, Capabilities, EnvFacts, EnvFamily, MacroVectorEnv
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError, did_you_mean
 
 DEFAULT_CONTROL_MODE = "pd_ee_delta_pose"
 
 
-def maniskill_tasks() -> list[str]:
-    """The registered tasks; empty where ManiSkill is not installed."""
-    if importlib.util.find_spec("mani_skill") is None:
-        return []
-    import mani_skill.envs  # noqa: F401  (registers them)
-    from mani_skill.utils.registration import REGISTERED_ENVS
+class ManiSkill(EnvFamily):
+    """ManiSkill's tasks: a process each with physics on the CPU, or one batch on the GPU."""
 
-    return sorted(REGISTERED_ENVS)
+    name = "maniskill"
+    package = "mani_skill"
+    settings = frozenset(FAMILY_SETTINGS)
+    reward_modes = ("sparse", "dense", "normalized_dense")
+    common_reward_mode = "sparse"
+    default_control_mode = DEFAULT_CONTROL_MODE
+    preload = ("torch",)
+
+    def tasks(self) -> list[str]:
+        """Return the registered tasks; none where ManiSkill is not installed."""
+        if importlib.util.find_spec("mani_skill") is None:
+            return []
+        import mani_skill.envs  # noqa: F401  (registers them)
+        from mani_skill.utils.registration import REGISTERED_ENVS
+
+        return sorted(REGISTERED_ENVS)
+
+    def owns(self, env_id: str) -> bool:
+        """Return whether the id is a task's. ManiSkill, which takes seconds, is imported only for ids that are
+        not Gymnasium's."""
+        if ":" in env_id or (env_id in gym.registry and "mani_skill" not in sys.modules):
+            return False
+        return env_id in self.tasks()
+
+    def make(self, spec: EnvSpec) -> gym.Env:
+        """Build one on the CPU."""
+        return ManiSkillEnv(spec)
+
+    def capabilities(self, spec: EnvSpec) -> Capabilities:
+        """Return that images may be drawn late, and that the GPU takes a batch."""
+        return Capabilities(batched=sim_backend(spec) == "physx_cuda", lazy_images=spec.obs_mode == "rgb")
+
+    def make_vector(self, spec: EnvSpec, num_envs: int) -> MacroVectorEnv:
+        """Build a batch in one simulation."""
+        from dsrl_offpolicy.envs.families.maniskill_batched import make_batched_env
+
+        return make_batched_env(spec, num_envs)
+
+    def time_limit(self, spec: EnvSpec) -> int | None:
+        """Return what was asked for, or the limit the task is registered with."""
+        return time_limit(spec)
+
+    def facts(self, env: gym.Env | MacroVectorEnv, spec: EnvSpec) -> EnvFacts:
+        """Return the facts, with the order of the state's parts and the cameras."""
+        simulator: Any = env.unwrapped
+        return replace(super().facts(env, spec), state_keys=simulator.state_keys, cameras=simulator.cameras)
+
+    def describe(self, spec: EnvSpec) -> dict[str, Any]:
+        """Return the device that renders, the physics and the controller."""
+        return {
+            "render_device": render_device(),
+            "sim_backend": sim_backend(spec),
+            "control_mode": spec.control_mode or DEFAULT_CONTROL_MODE,
+        }
+
+    def has_gripper(self, env_id: str, control_mode: str, robot_uids: str | None = None) -> bool:
+        """Return whether the controller's last part is a gripper; True where the robot does not tell."""
+        if env_id not in self.tasks():
+            return True
+        from mani_skill.agents.registration import REGISTERED_AGENTS
+        from mani_skill.utils.registration import REGISTERED_ENVS
+
+        task = REGISTERED_ENVS[env_id]
+        named = inspect.signature(task.cls.__init__).parameters.get("robot_uids")
+        robot = robot_uids or task.default_kwargs.get("robot_uids") or (named.default if named else None)
+        if robot not in REGISTERED_AGENTS:
+            return True
+        agent = object.__new__(REGISTERED_AGENTS[robot].agent_cls)  # controllers are class properties: no scene
+        try:
+            return list(agent._controller_configs[control_mode])[-1] == "gripper"
+        except (AttributeError, KeyError, TypeError, IndexError):
+            return True
 
 
 def check_maniskill() -> None:

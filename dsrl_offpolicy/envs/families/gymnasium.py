@@ -1,0 +1,62 @@
+"""Any environment that Gymnasium can make, as far as its observations are vectors and its actions bounded ones."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.wrappers import FlattenObservation, RescaleAction, TransformObservation
+
+from dsrl_offpolicy.envs.family import EnvFamily
+from dsrl_offpolicy.envs.spec import EnvSpec
+from dsrl_offpolicy.errors import InputError
+
+
+class GymnasiumEnvs(EnvFamily):
+    """Registered ids, and ``module:id`` of a module that registers one."""
+
+    name = "gymnasium"
+    package = "gymnasium"
+
+    def tasks(self) -> list[str]:
+        """Return the registered ids."""
+        return list(gym.registry)
+
+    def owns(self, env_id: str) -> bool:
+        """Return whether the id is registered, or names a module that registers it."""
+        return ":" in env_id or env_id in gym.registry
+
+    def make(self, spec: EnvSpec) -> gym.Env:
+        """Build one, with flat float32 states; actions are rescaled to [-1, 1].
+
+        Raises:
+            InputError: an id whose module or library is missing, or spaces that cannot be steered.
+        """
+        try:
+            env = gym.make(spec.env_id, max_episode_steps=spec.max_episode_steps, disable_env_checker=True)
+        except (gym.error.Error, ImportError) as error:
+            cause = " ".join(str(error).split())
+            raise InputError(
+                f"env_id: expected an environment that can be made, {spec.env_id}: {cause}"
+            ) from error
+        return plain_vectors(env, spec)
+
+
+def plain_vectors(env: gym.Env, spec: EnvSpec) -> gym.Env:
+    """Flat float32 states and actions in [-1, 1].
+
+    Raises:
+        InputError: spaces that cannot be made so.
+    """
+    if isinstance(env.observation_space, gym.spaces.Dict):
+        env = FlattenObservation(env)
+    space = env.observation_space
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+        raise InputError(f"env_id: expected state vectors as observations, {spec.env_id} has {space}")
+    if not isinstance(env.action_space, gym.spaces.Box) or len(env.action_space.shape) != 1:
+        raise InputError(f"env_id: expected a Box action vector, {spec.env_id} has {env.action_space}")
+    if not env.action_space.is_bounded():
+        raise InputError(f"env_id: expected bounded actions, {spec.env_id} has {env.action_space}")
+    if not (np.all(env.action_space.low == -1) and np.all(env.action_space.high == 1)):
+        env = RescaleAction(env, np.float32(-1), np.float32(1))
+    limits = gym.spaces.Box(-np.inf, np.inf, space.shape, np.float32)
+    return TransformObservation(env, lambda obs: np.asarray(obs, dtype=np.float32), limits)

@@ -1,0 +1,81 @@
+"""MetaWorld's tasks, with starts that follow from the seed of a reset."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import gymnasium as gym
+
+from dsrl_offpolicy.envs.families.gymnasium import plain_vectors
+from dsrl_offpolicy.envs.family import EnvFacts, EnvFamily, MacroVectorEnv
+from dsrl_offpolicy.envs.spec import EnvSpec
+from dsrl_offpolicy.errors import InputError
+
+
+class MetaWorld(EnvFamily):
+    """The tasks that MetaWorld's MT1 benchmark accepts."""
+
+    name = "metaworld"
+    package = "metaworld"
+    preload = ("metaworld",)
+
+    def tasks(self) -> list[str]:
+        """Return the task names."""
+        import metaworld
+
+        return sorted(metaworld.ALL_V3_ENVIRONMENTS)
+
+    def make(self, spec: EnvSpec) -> gym.Env:
+        """Build one.
+
+        Raises:
+            InputError: a longer time limit than MetaWorld steps.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            env = gym.make(
+                "Meta-World/MT1", env_name=spec.env_id, disable_env_checker=True, max_episode_steps=None
+            )
+        limit = _own_limit(env)
+        if spec.max_episode_steps is not None and spec.max_episode_steps > limit:
+            raise InputError(
+                f"max_episode_steps: expected at most {limit} for {spec.env_id}, got {spec.max_episode_steps}"
+            )
+        return plain_vectors(ContinuousGoals(env), spec)
+
+    def facts(self, env: gym.Env | MacroVectorEnv, spec: EnvSpec) -> EnvFacts:
+        """Return the facts, with MetaWorld's own time limit where no other is asked for."""
+        return replace(super().facts(env, spec), max_episode_steps=spec.max_episode_steps or _own_limit(env))
+
+    def has_gripper(self, env_id: str, control_mode: str, robot_uids: str | None = None) -> bool:
+        """Return True: the last action opens and closes the gripper."""
+        return True
+
+
+def _own_limit(env: gym.Env | MacroVectorEnv) -> int:
+    simulator: Any = env.unwrapped
+    return int(simulator.max_path_length)
+
+
+class ContinuousGoals(gym.Wrapper):
+    """MetaWorld with the task's own continuous distribution of starts, drawn from the seed given to ``reset``.
+
+    MT1 as registered picks among 50 starts fixed at construction and ignores the seed of ``reset``, so that no
+    two runs could be shown the same start.
+    """
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        env.reset()  # sets a task, without which the goal is hidden
+        env.get_wrapper_attr("toggle_sample_tasks_on_reset")(False)
+        simulator: Any = env.unwrapped
+        simulator._freeze_rand_vec = False
+        simulator.seeded_rand_vec = True
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        if seed is not None:
+            simulator: Any = self.env.unwrapped
+            simulator.seed(seed)
+        return self.env.reset(seed=seed, options=options)

@@ -1,0 +1,39 @@
+"""Reward mode, reward scale and the end on success, for environments of every family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from dsrl_offpolicy.envs.spec import EnvSpec
+from dsrl_offpolicy.errors import InputError
+
+SUCCESS_KEYS = ("success", "is_success")
+
+
+class SuccessReward(gym.Wrapper):
+    """Reward mode, reward scale and termination on success; ``info["success"]`` is always a bool."""
+
+    def __init__(self, env: gym.Env, spec: EnvSpec) -> None:
+        super().__init__(env)
+        self.env_spec = spec
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        key = next((k for k in SUCCESS_KEYS if k in info), None)
+        if key is None and self.env_spec.reward_mode == "sparse":
+            raise no_success(self.env_spec)
+        success = bool(info[key]) if key else False
+        if self.env_spec.reward_mode == "sparse":
+            reward = 0.0 if success else -1.0
+        if self.env_spec.end_on_success and success:
+            terminated = True
+        info = {**info, "success": success}
+        return obs, float(reward) * self.env_spec.reward_scale, bool(terminated), bool(truncated), info
+
+
+def no_success(spec: EnvSpec) -> InputError:
+    """What to raise where sparse rewards are asked of an environment that reports no success."""
+    return InputError(f"reward_mode: expected dense for {spec.env_id}, which reports no success, got sparse")
