@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dsrl_offpolicy.agents.optimization import adam_state, gradient_step
 from dsrl_offpolicy.agents.steering_agent import Metrics, SteeringAgent, Update
+from dsrl_offpolicy.configs.ranges import Finite, NotNegative, Positive, Rate
 from dsrl_offpolicy.configs.shared import LatentCriticConfig, SteeringConfig
 from dsrl_offpolicy.contracts import BasePolicy, MacroBatch
 from dsrl_offpolicy.errors import InputError
@@ -36,23 +37,23 @@ Regularizer = Literal["entropy", "kl"]
 class SACConfig(SteeringConfig, LatentCriticConfig):
     """The settings of SAC in latent space."""
 
-    actor_lr: float = 1e-4
+    actor_lr: Positive = 1e-4
     """Learning rate of the latent policy."""
-    critic_lr: float = 3e-4
+    critic_lr: Positive = 3e-4
     """Learning rate of Q^W."""
-    temp_lr: float = 1e-4
+    temp_lr: Positive = 1e-4
     """Learning rate of log alpha."""
-    tau: float = 0.005
+    tau: Rate = 0.005
     """Polyak rate of the target networks."""
     regularizer: Regularizer = "entropy"
     """Entropy bonus (SAC), or anchoring to the prior."""
-    init_temperature: float = 0.1
+    init_temperature: NotNegative = 0.1
     """alpha at the start."""
     learn_temperature: bool = True
     """Adjust alpha to the target."""
-    target_entropy: float | Literal["auto"] = "auto"
+    target_entropy: Finite | Literal["auto"] = "auto"
     """Nats of w; auto is -0.5 * latent_dim."""
-    target_kl: float = 10.0
+    target_kl: NotNegative = 10.0
     """Nats from the prior that regularizer=kl allows."""
     backup_entropy: bool = True
     """Count the regulariser in the TD target."""

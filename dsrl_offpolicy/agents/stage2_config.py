@@ -49,7 +49,7 @@ def _breach(found: Any) -> str:
     if missing:
         return f"does not define {', '.join(missing)}"
     config = getattr(found, "Config", None)
-    if not (isinstance(config, type) and is_dataclass(config) and config.__dataclass_params__.frozen):
+    if not (isinstance(config, type) and is_dataclass(config) and config.__dataclass_params__.frozen):  # type: ignore[attr-defined]
         return "has no frozen dataclass Config"
     try:
         inspect.signature(found).bind(None, 1, None, generator=None, device=None, base=None)
@@ -70,8 +70,10 @@ def stage2_config(name: str) -> type[Stage2LoopConfig]:
 @functools.cache
 def _combined(name: str, own: type) -> type[Stage2LoopConfig]:
     body = {"__doc__": f"dsrl stage2 --algo {name}.", "__annotations__": {"algo": str}, "algo": name}
-    bases = (own,) if issubclass(own, Stage2LoopConfig) else (own, Stage2LoopConfig)
-    return dataclass(frozen=True, kw_only=True)(type("Stage2Config", bases, {**body, "__module__": __name__}))
+    loop = Stage2Config if issubclass(own, SACConfig) else Stage2LoopConfig
+    return dataclass(frozen=True, kw_only=True)(
+        type("Stage2Config", (own, loop), {**body, "__module__": __name__})
+    )
 
 
 def chosen_algorithm(argv: Sequence[str]) -> str:

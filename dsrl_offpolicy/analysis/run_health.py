@@ -19,7 +19,7 @@ from dsrl_offpolicy.analysis.verdict import (
     range_of_returns,
     too_early,
 )
-from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config, Stage2Config
+from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config, Stage2LoopConfig
 from dsrl_offpolicy.files.metrics import rows_of
 from dsrl_offpolicy.files.plain import is_finite_number
 

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
-from dsrl_offpolicy.contracts import BasePolicy, Encoding, LatentSource, observation_tensors
+from dsrl_offpolicy.contracts import BasePolicy, Encoding, LatentSource, MacroTransitions, observation_tensors
 from dsrl_offpolicy.envs.family import MacroVectorEnv
 from dsrl_offpolicy.errors import NonFiniteError
 from dsrl_offpolicy.models.latent_layout import LatentLayout
@@ -116,7 +115,16 @@ class Collector:
         obs, reward, terminated, truncated, info = self.env.step_wait()
         encoding = self._encode(obs)
         lost = np.asarray(info.get("lost", np.zeros(self.env.num_envs, dtype=bool)))
-        self._store(np.flatnonzero(~lost), reward, encoding.features, terminated, truncated, info["n_steps"])
+        kept = self._tensor(np.flatnonzero(~lost), torch.int64)
+        happened = (
+            self._encoding.features[kept],
+            self._latent[kept],
+            self._tensor(reward, torch.float32)[kept],
+            encoding.features[kept],
+            self._tensor(terminated, torch.bool)[kept],
+            self._tensor(truncated, torch.bool)[kept],
+            self._tensor(info["n_steps"], torch.int32)[kept],
+        )
         ended = self._tensor(terminated | truncated, torch.bool).cpu().numpy()
         finished = [
             (bool(info["success_once"][i]), float(info["episode_return"][i]), int(info["episode_length"][i]))
@@ -131,24 +139,7 @@ class Collector:
             encoding = self._encode(obs)
         self._encoding = encoding
         self._latent = None
-        return Collected(int(np.sum(~lost)), int(np.sum(info["n_steps"])), finished, int(np.sum(lost)))
-
-    def _store(
-        self, kept: np.ndarray, reward: Any, next_features: Tensor, terminated: Any, truncated: Any, n_steps: Any
-    ) -> None:
-        """Add the macro-transitions of the slots ``kept`` to the buffer."""
-        assert self._latent is not None
-        index = self._tensor(kept, torch.int64)
-        self.buffer.add(
-            obs_features=self._encoding.features[index],
-            latent=self._latent[index],
-            reward=self._tensor(reward, torch.float32)[index],
-            next_obs_features=next_features[index],
-            terminated=self._tensor(terminated, torch.bool)[index],
-            truncated=self._tensor(truncated, torch.bool)[index],
-            n_steps=self._tensor(n_steps, torch.int32)[index],
-            gamma=self.gamma,
-        )
+        return Collected(*happened, finished, int(np.sum(lost)))
 
     def state_dict(self) -> dict[str, Any]:
         """What brings a new collector to this point, between launch and collect (:meth:`load_state_dict`)."""

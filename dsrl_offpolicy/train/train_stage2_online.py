@@ -25,21 +25,19 @@ from dsrl_offpolicy.envs.family import MacroVectorEnv
 from dsrl_offpolicy.envs.vector import make_evaluation_env, make_vector_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import EvaluationSummary
-from dsrl_offpolicy.models.latent_sources import policy_source, squashed_prior_source
+from dsrl_offpolicy.models.latent_sources import squashed_prior_source
 from dsrl_offpolicy.rollouts.collector import Collected, Collector
 from dsrl_offpolicy.seeding import numpy_generator, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.tracking.run import Run
 from dsrl_offpolicy.train.base_env import base_env_spec, check_fit, training_env_spec
 from dsrl_offpolicy.train.choosing import Best, evaluate
-from dsrl_offpolicy.train.command import command, config_of_run
+from dsrl_offpolicy.train.command import config_of_run, parsed_command
 from dsrl_offpolicy.train.run import STAGE2, TrainingRun, run_folder, training_run
 from dsrl_offpolicy.train.stage2_learner import build_agent
 from dsrl_offpolicy.train.stage2_state import Counters, Stage2State
 from dsrl_offpolicy.train.start import load_base, note_other_task, note_unknown_rewards, rewards_of, start_torch
 from dsrl_offpolicy.train.steering_files import save_steering
-
-GradientStep = Callable[..., dict[str, torch.Tensor]]
 
 COMPILE_FROM = 10_000
 """Planned gradient steps from which ``compile=auto`` compiles (docs/performance.md)."""
@@ -67,7 +65,7 @@ class Stage2:
             device=device,
         )
         self.collector: Collector | None = None
-        self.gradient_step: GradientStep | None = None
+        self.gradient_step: Update | None = None
         self.counters = Counters()
         self.recent: deque[bool] = deque(maxlen=50)
         self.best = Best()
@@ -179,7 +177,7 @@ class Stage2:
     def _evaluate(self, run: TrainingRun, env: MacroVectorEnv) -> None:
         """Evaluate the policy, and keep it where it is the best so far."""
         config, axes = self.config, self.counters.axes
-        policy = policy_source(self.agent.actor, deterministic=config.eval_deterministic)
+        policy = self.agent.source(config.eval_deterministic)
         self.last_evaluation = summary = evaluate(run, env, self.base, policy, config.eval_episodes, self.device)
         self.health.observe(run.tracker.log("eval", summary.row(), axes))
         if self.best.improved_by(summary):
@@ -204,7 +202,8 @@ class Stage2:
         }
         row = tracker.log("train", {**metrics, **training, **rates}, counters.axes)
         self.health.observe(row)
-        shown = {"success": row["train_success"], "q_mean": row["q_mean"], "alpha": row.get("alpha", "-")}
+        judged = {name: row.get(name, "-") for name in self.agent.judged_by[:2]}
+        shown = {"success": row["train_success"], **judged}
         shown |= {"env/s": rates["env_steps_per_s"], "grad/s": rates["gradient_steps_per_s"]}
         progress.report(counters.env_steps, shown)
 
@@ -220,13 +219,16 @@ class Stage2:
         planned = config.critic_burnin_steps + macro_steps * config.utd_ratio
         return config.compile == "on" or (config.compile == "auto" and planned >= COMPILE_FROM)
 
-    def _compiled(self, run: TrainingRun) -> GradientStep:
+    def _compiled(self, run: TrainingRun) -> Update:
         """The learner's update, compiled; a machine without a compiler is told and goes on without."""
         start = time.monotonic()
         try:
-            compiled = run.waiting_for(lambda: CompiledUpdate(self.agent, self.config.batch_size))
+            compiled = run.waiting_for(lambda: self.agent.compiled(self.config.batch_size))
         except RuntimeError as error:
             print(f"note: the learner runs uncompiled, torch.compile failed: {str(error)[:200]}", file=sys.stderr)
+            return self.agent.update
+        if compiled is None:
+            print(f"note: the learner runs uncompiled: {self.config.algo} has no compiled update", file=sys.stderr)
             return self.agent.update
         took = time.monotonic() - start
         print(f"stage2: learner compiled in {took:.1f} s (torch keeps it for the next run)", file=sys.stderr)
