@@ -168,7 +168,7 @@ def test_stage1_verifies_itself_and_is_evaluated(chain):
     summary = _summary(chain.stage1)
     check = summary["verification"]
     assert check["difference"] == pytest.approx(check["q_policy"] - check["q_prior"], abs=1e-4)
-    assert check["difference_low"] <= check["difference"] <= check["difference_high"]
+    assert check["episodes"] == 1 and "difference_low" not in check  # one held-out episode has no interval
     assert check["states"] == 8
     assert summary["evaluation"]["episodes"] == 2
     assert summary["evaluation"]["length"]["value"] == 16  # max_episode_steps: hardly trained, it never succeeds

@@ -79,11 +79,10 @@ class Collector:
         self.noise = noise
         self.starts = starts
         self.device = torch.device(device)
-        seeds = self._draw_seeds()
-        obs, _ = env.reset(seed=seeds)
-        self._episodes = [Episode(seed, []) for seed in seeds]
-        self._encoding = self._encode(obs)
+        self._lent: dict[str, Any] | None = None
         self._latent: Tensor | None = None
+        self._episodes: list[Episode] = []
+        self._begin_anew()
 
     def launch(self, source: LatentSource) -> None:
         """Choose latents for the current observations and set the environments going.
@@ -143,6 +142,8 @@ class Collector:
 
     def state_dict(self) -> dict[str, Any]:
         """What brings a new collector to this point, between launch and collect (:meth:`load_state_dict`)."""
+        if self._lent is not None:
+            return self._lent
         assert self._latent is not None, "state_dict() follows launch()"
         return {
             "episodes": [{"seed": e.seed, "chunks": torch.stack(e.chunks)} for e in self._episodes],
@@ -158,7 +159,12 @@ class Collector:
         Returns:
             Whether the replayed observations are, to the bit, those of the saved run. They are where the simulator
             is deterministic. Elsewhere the episodes in flight are given up: new ones begin; ``launch`` is next.
+            Where the family is not ``replayable``, or ``exclusive``, nothing is sent: those that began with this
+            collector go on.
         """
+        if not self.env.capabilities.replayable or self.env.capabilities.exclusive:
+            self._set_generators(state)
+            return False
         episodes = [Episode(e["seed"], list(e["chunks"])) for e in state["episodes"]]
         before = [len(e.chunks) - 1 for e in episodes]  # the last chunk is on its way
         longest, seeds = max(before), [e.seed for e in episodes]
@@ -173,19 +179,37 @@ class Collector:
                 chunks = [e.chunks[i] if i >= 0 else idle for e, i in zip(episodes, begun, strict=True)]
                 self._send_chunks(torch.stack(chunks))
                 obs, *_ = self.env.step_wait()
-        self.noise.set_state(state["noise"])
-        self.starts.bit_generator.state = json.loads(state["starts"])
+        self._set_generators(state)
         self._encoding = self._encode(obs)
         if not torch.equal(self._encoding.features, state["features"].to(self.device)):
-            seeds = self._draw_seeds()
-            obs, _ = self.env.reset(seed=seeds)
-            self._episodes = [Episode(seed, []) for seed in seeds]
-            self._encoding = self._encode(obs)
+            self._begin_anew()
             return False
         self._episodes = episodes
         self._latent = state["latent"].to(self.device)
         self._send_chunks(torch.stack([e.chunks[-1] for e in episodes]))
         return True
+
+    def lend(self) -> Collected:
+        """Finish the chunk on its way and leave the environments to an evaluation, until :meth:`take_back`;
+        ``state_dict`` stays meanwhile what it was."""
+        self._lent = self.state_dict()
+        return self.collect()
+
+    def take_back(self) -> None:
+        """Begin new episodes in the environments that were lent; ``launch`` is next."""
+        self._lent = None
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        seeds = self._draw_seeds()
+        obs, _ = self.env.reset(seed=seeds)
+        self._episodes = [Episode(seed, []) for seed in seeds]
+        self._encoding = self._encode(obs)
+        self._latent = None
+
+    def _set_generators(self, state: dict[str, Any]) -> None:
+        self.noise.set_state(state["noise"])
+        self.starts.bit_generator.state = json.loads(state["starts"])
 
     def _send_chunks(self, chunks: Tensor) -> None:
         batched = self.env.capabilities.batched

@@ -93,9 +93,14 @@ def check_fit(info: PolicyInfo, env_spec: EnvSpec) -> EnvFacts:
     """Build the environment once and hold it against the base policy.
 
     Raises:
-        InputError: unknown environment, or dimensions that differ.
+        InputError: unknown environment, no time limit, or dimensions that differ.
     """
     facts = inspect_env(env_spec)
+    if facts.max_episode_steps is None:
+        raise InputError(
+            f"--max_episode_steps: expected the env steps after which an episode ends, {env_spec.env_id} has no "
+            "time limit of its own, got nothing"
+        )
     for what, expected, found in (
         ("state dimensions", facts.state_dim, info.state_dim),
         ("action dimensions", facts.action_dim, info.action_dim),

@@ -56,6 +56,10 @@ class Stage2:
         check_plan(config, self.base.info)
         self.env_spec = training_env_spec(config, self.base.info)
         check_fit(self.base.info, self.env_spec)
+        ends = config.eval_end_on_success
+        self.evaluation_spec = base_env_spec(self.base.info, rewards_of(self.base), config, end_on_success=ends)
+        if config.eval_freq and config.train_episode_steps and config.max_episode_steps is None:
+            check_fit(self.base.info, self.evaluation_spec)  # its time limit is another
         self.agent = build_agent(config, self.base, device)
         self.buffer = MacroReplayBuffer(
             config.replay_buffer_size,
@@ -116,6 +120,9 @@ class Stage2:
                 act, finished = True, counters.env_steps >= config.total_timesteps
                 if eval_env is not None and not finished and counters.env_steps >= self.next_evaluation:
                     self._evaluate(run, eval_env)
+                    if eval_env is env:
+                        collector.take_back()
+                        collector.launch(self._acting())
                     due_next = self.next_evaluation + config.eval_freq
                     self.next_evaluation = max(due_next, counters.env_steps + 1)
                 if counters.env_steps >= config.warmup_steps:
@@ -176,6 +183,9 @@ class Stage2:
 
     def _evaluate(self, run: TrainingRun, env: MacroVectorEnv) -> None:
         """Evaluate the policy, and keep it where it is the best so far."""
+        assert self.collector is not None
+        if env is self.collector.env:  # an exclusive family
+            self._count(self.collector.lend())
         config, axes = self.config, self.counters.axes
         policy = self.agent.source(config.eval_deterministic)
         self.last_evaluation = summary = evaluate(run, env, self.base, policy, config.eval_episodes, self.device)
@@ -236,12 +246,12 @@ class Stage2:
     def _environments(self) -> Iterator[tuple[MacroVectorEnv, MacroVectorEnv | None]]:
         """Those to train in, and those to evaluate in."""
         config = self.config
-        rewards, ends = rewards_of(self.base), config.eval_end_on_success
-        spec = base_env_spec(self.base.info, rewards, config, end_on_success=ends)
         with ExitStack() as opened:
             env = make_vector_env(self.env_spec, config.num_envs)
             opened.callback(env.close)
-            eval_env = make_evaluation_env(env, spec, config.num_envs) if config.eval_freq else None
+            eval_env = None
+            if config.eval_freq:
+                eval_env = make_evaluation_env(env, self.evaluation_spec, config.num_envs)
             if eval_env is not None and eval_env is not env:
                 opened.callback(eval_env.close)
             yield env, eval_env

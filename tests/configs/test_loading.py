@@ -206,21 +206,32 @@ PARTS = {
 """Modules besides its own that read a job's settings."""
 
 
+def _read_setting(node: ast.AST) -> str | None:
+    """``name`` where a node reads ``config.name``, ``self._config.name`` or ``config["name"]``."""
+    if not isinstance(node, ast.Attribute | ast.Subscript) or not isinstance(node.ctx, ast.Load):
+        return None
+    owner = node.value.id if isinstance(node.value, ast.Name) else getattr(node.value, "attr", "")
+    if owner.removeprefix("_") != "config":
+        return None
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node.slice, "value", None)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_setting_is_read_by_its_own_job(command):
     """A setting that no code reads is a flag that does nothing: each must be read as ``config.<name>`` in the
     job's own module, in its parts or in those that all jobs share."""
     read: set[str] = set()
     rooms = ("run", "command", "start", "base_env", "demonstrations")
-    shared = (*(f"train.{name}" for name in rooms), *PARTS.get(command, ()), "tracking.sink")
+    shared = (
+        *(f"train.{name}" for name in rooms),
+        *PARTS.get(command, ()),
+        "tracking.sink",
+        "tracking.sinks.wandb",
+    )
     for module in (COMMANDS[command][0], *(f"dsrl_offpolicy.{name}" for name in shared)):
         tree = ast.parse(Path(import_module(module).__file__).read_text())
         for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-                owner = node.value
-                name = owner.id if isinstance(owner, ast.Name) else getattr(owner, "attr", "")
-                if name == "config":
-                    read.add(node.attr)
+            read |= {name for name in (_read_setting(node),) if name is not None}
     unread = {f.name for f in fields(JOB_OF_COMMAND[command])} - read
     assert not unread, f"dsrl {command}: settings that no code reads: {sorted(unread)}"
 
