@@ -126,7 +126,7 @@ def table(imports: Imports, named: Imports) -> str:
         folder = own.name == "__init__.py"
         link = f"[`{room}{'/' if folder else ''}`](../dsrl_offpolicy/{room}{'' if folder else '.py'})"
         below = [path for path in inner if path.name == "__init__.py"]
-        parts = "".join(f" `{path.parent.relative_to(PACKAGE / room)}/`: {purpose(path)}" for path in below)
+        parts = "".join(f" `{path.parent.relative_to(PACKAGE)}/`: {purpose(path)}" for path in below)
         used = ", ".join(other for other in imports if other in imports[room])
         by_name = ", ".join(other for other in imports if other in named[room])
         column = "; ".join(part for part in (used, by_name and f"by name: {by_name}") if part)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_imports import LEVELS
+from test_imports import LEVELS
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "draw_rooms.py"
 

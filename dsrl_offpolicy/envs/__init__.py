@@ -1,1 +1,1 @@
-"""Environments: the seam for simulators, action chunks as macro-steps, many of them at once. Free of torch."""
+"""Environments: the seam for simulators, chunks as macro-steps, many at once. No torch outside ManiSkill's files."""
