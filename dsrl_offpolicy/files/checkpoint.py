@@ -1,13 +1,14 @@
-"""Checkpoint files: tensors and plain values only, never pickled code."""
+"""Checkpoint files: tensors and plain values only, never pickled code.
+
+Ours are safetensors files, whatever their suffix. Format versions 1 and 2 and published policies are torch's own
+archives.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import pickle
-import shutil
 import struct
 import zipfile
 import zlib
@@ -16,21 +17,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.files.atomic import write_atomically
 from dsrl_offpolicy.files.formats import FORMAT_VERSION, migrate
 from dsrl_offpolicy.files.plain import READ_ERRORS, shown
+from dsrl_offpolicy.files.tensor_file import is_tensor_file, read_tensor_file, tensor_file
 
 UNFINISHED = "unfinished"
 """Folder, within that of a run of Stage 0 or 1, of the saves from which it goes on."""
 DEEPEST, MOST_VALUES = 64, 2_000_000
 """Bounds on what a file may hold: levels of nesting, and values when everything is written out."""
 
+_DAMAGE = (SafetensorError, EOFError, AssertionError, struct.error, zlib.error, zipfile.BadZipFile)
+
 
 def save_checkpoint(path: Path, kind: str, content: Mapping[str, Any]) -> None:
-    """Write a file of a ``kind`` (``base_policy``, ``stage1``, ``stage2``, ``replay``), whole or not at all: to a
-    temporary file, which is then renamed.
+    """Write a file of a ``kind`` (``base_policy``, ``stage1``, ``stage2``, ``replay``), whole or not at all.
 
     Args:
         path: the file; its folder is made.
@@ -40,28 +45,8 @@ def save_checkpoint(path: Path, kind: str, content: Mapping[str, Any]) -> None:
     Raises:
         InputError: they cannot be written (a full disk, no permission); what stood at ``path`` still does.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            torch.save({"format_version": FORMAT_VERSION, "kind": kind, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        raise InputError(f"{path}: expected a file that can be written, got: {_problem(path, error)}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _problem(path: Path, error: OSError | RuntimeError) -> str:
-    """An error on one line. The writer of tensors does not say that a disk is full; the free bytes do."""
-    said = " ".join(str(error).split())
-    try:
-        return f"{said} ({shutil.disk_usage(path.parent).free} bytes are free there)"
-    except OSError:
-        return said
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(tensor_file({"kind": kind, "format_version": FORMAT_VERSION, **content}))
 
 
 def file_digest(path: Path) -> str:
@@ -95,13 +80,16 @@ def read_tensors(
     if problem is not None:
         raise InputError(f"{flag}: expected a {what}, {path} {problem}")
     try:
-        _check_sums(path)
-        content = torch.load(path, map_location=device, weights_only=True, mmap=memory_map)
+        if is_tensor_file(path):
+            content = read_tensor_file(path, device, memory_map=memory_map)
+        else:  # of format version 1 or 2, or published
+            _check_sums(path)
+            content = torch.load(path, map_location=device, weights_only=True, mmap=memory_map)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{flag}: expected a checkpoint of tensors, {path} holds other code or is damaged"
         ) from error
-    except (*READ_ERRORS, EOFError, AssertionError, struct.error, zlib.error, zipfile.BadZipFile) as error:
+    except (*READ_ERRORS, *_DAMAGE) as error:
         cause = type(error).__name__
         raise InputError(f"{flag}: expected a {what}, {path} cannot be read ({cause})") from error
     oddity = _oddity(content)

@@ -13,7 +13,7 @@ from typing import Any
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.plain import shown
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """What is written."""
 
 Content = dict[str, Any]
@@ -30,7 +30,12 @@ def _count_lost_macro_steps(kind: str, content: Content) -> Content:
     return {**content, "counters": {**content["counters"], "lost_macro_steps": 0}}
 
 
-MIGRATIONS: dict[int, Callable[[str, Content], Content]] = {1: _count_lost_macro_steps}
+def _into_safetensors(kind: str, content: Content) -> Content:
+    """2 to 3: the same content in a safetensors file instead of torch's archive."""
+    return content
+
+
+MIGRATIONS: dict[int, Callable[[str, Content], Content]] = {1: _count_lost_macro_steps, 2: _into_safetensors}
 """By version: from the content of a file of a kind to what the next version would have written."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -11,14 +10,16 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 
 from dsrl_offpolicy.configs.loading import to_plain
 from dsrl_offpolicy.errors import InputError, NonFiniteError
+from dsrl_offpolicy.files.atomic import write_atomically
 from dsrl_offpolicy.files.metrics import metrics_row
 
 Scalar = float | int | torch.Tensor
@@ -137,9 +138,8 @@ class Run:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """``summary.json``: what the run came to; whole or not at all."""
-        temporary = self.path / "summary.json.tmp"
-        temporary.write_text(json.dumps(summary, indent=2) + "\n")
-        temporary.replace(self.path / "summary.json")
+        with write_atomically(self.path / "summary.json") as temporary:
+            temporary.write_text(json.dumps(summary, indent=2) + "\n")
 
     def close(self) -> None:
         """Flush and close every writer. One that could not write has said so before."""
@@ -148,7 +148,7 @@ class Run:
                 writer.close()
         if self._wandb is not None:
             self._wandb.finish()
-        self._lock.close()
+        self._lock.release()
 
     def __enter__(self) -> Run:
         return self
@@ -157,19 +157,18 @@ class Run:
         self.close()
 
 
-def _lock(path: Path) -> IO[str]:
-    """Held while the file is open; the system frees it however the process ends."""
-    file = (path / ".lock").open("w")
+def _lock(path: Path) -> FileLock:
+    """Held until the run is closed; the system frees it however the process ends."""
+    lock = FileLock(path / ".lock")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
+        lock.acquire(blocking=False)
+    except Timeout as error:
         raise InputError(
             f"out: expected a run folder that nobody works in, another process is in {path}"
         ) from error
-    except OSError:  # a file system without locks
+    except (OSError, NotImplementedError):  # a file system without locks
         pass
-    return file
+    return lock
 
 
 def _keep_rows(path: Path, rows: int) -> int:
@@ -178,9 +177,8 @@ def _keep_rows(path: Path, rows: int) -> int:
     kept = [line for line in lines[:rows] if _is_row(line)]
     if len(kept) < rows:
         print(f"note: expected {rows} rows in {path}, got {len(kept)}; the missing ones are lost", file=sys.stderr)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(b"".join(kept))
-    temporary.replace(path)
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(b"".join(kept))
     return len(kept)
 
 
