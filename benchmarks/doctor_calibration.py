@@ -81,10 +81,10 @@ def train(folder: Path, *arguments: object) -> Path:
 def failures(folder: Path) -> tuple[set[str], set[str]]:
     """Checks that fail at a run's end, and checks that the live monitor told of."""
     from dsrl_offpolicy.analysis.live import HealthMonitor
-    from dsrl_offpolicy.analysis.run_folder import read_run
+    from dsrl_offpolicy.analysis.run_folder import read_runs
     from dsrl_offpolicy.analysis.run_health import check_run
 
-    (run,) = read_run(folder)
+    (run,) = read_runs(folder)
     end = {verdict.name for verdict in check_run(run.config, run.rows, run.summary) if verdict.ok is False}
     monitor = HealthMonitor(run.config)
     with contextlib.redirect_stderr(io.StringIO()):

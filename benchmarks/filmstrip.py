@@ -56,8 +56,9 @@ def main() -> int:
     from dsrl_offpolicy.envs.vector import make_vector_env
     from dsrl_offpolicy.evaluation.episodes import evaluation_seeds
     from dsrl_offpolicy.models.latent_sources import policy_source, prior_source
+    from dsrl_offpolicy.train.base_env import base_env_spec
+    from dsrl_offpolicy.train.start import load_base, start_torch
     from dsrl_offpolicy.train.steering_files import load_steering
-    from dsrl_offpolicy.train.wiring import base_env_spec, load_base, start_torch
 
     matplotlib.use("Agg")
     from matplotlib import pyplot

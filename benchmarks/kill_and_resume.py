@@ -31,7 +31,7 @@ from dsrl_offpolicy.commands import demos as generate_demos
 from dsrl_offpolicy.configs.jobs import DemosConfig, Stage0Config
 from dsrl_offpolicy.files.checkpoint import read_tensors
 from dsrl_offpolicy.train import pretrain_stage0
-from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
+from dsrl_offpolicy.train.saves import Saves
 
 TASK = "reach-v3"
 PER_KILL, SAVE_FREQ, VECTOR_STEP = 400, 200, 2 * 8
@@ -115,7 +115,7 @@ def whole_checkpoint(folder: Path) -> tuple[int, str]:
     """Env steps of the checkpoint that a resume takes, its replay files checked, and which file it is; raises
     InputError where none is whole."""
     said = io.StringIO()
-    checkpoints, replay = RunCheckpoints(folder / "checkpoints", "stage2"), ReplayFiles(folder / "replay")
+    checkpoints, replay = Saves(folder / "checkpoints", "stage2"), ReplayFiles(folder / "replay")
     with contextlib.redirect_stderr(said):
         content = checkpoints.load(lambda content: replay.check(content["replay"]))
     file = "previous.pt" if "previous.pt" in said.getvalue() else "last.pt"

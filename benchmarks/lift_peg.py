@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from dsrl_offpolicy.analysis.curves import plot_success
+from dsrl_offpolicy.analysis.run_folder import read_runs
 from dsrl_offpolicy.evaluation.intervals import Interval, wilson_interval
-from dsrl_offpolicy.files.metrics import read_metrics
 
 TASK = "LiftPegUpright-v1"
 WIDTHS = "--actor_hidden_dims 128 128 128 --critic_hidden_dims 128 128 128"
@@ -119,13 +119,13 @@ def percent(value: float, low: float, high: float) -> str:
 
 def curve(folder: Path) -> list[dict[str, Any]]:
     """The evaluations during Stage 2."""
-    return [row for row in read_metrics(folder / "stage2") if "success_once_low" in row]
+    return read_runs(folder / "stage2")[0].evaluations
 
 
 def training_curve(folder: Path) -> list[dict[str, Any]]:
     """Success of the last 50 training episodes, where noise is drawn and not its mean taken."""
     rows = []
-    for row in read_metrics(folder / "stage2"):
+    for row in read_runs(folder / "stage2")[0].of("train"):
         if "train_success" in row:
             rate = wilson_interval(round(50 * row["train_success"]), 50)
             interval = {"success_once_low": rate.low, "success_once_high": rate.high}

@@ -92,8 +92,8 @@ def main() -> int:
     arguments, flags = parser.parse_known_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cpus])
 
+    from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
     from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
-    from dsrl_offpolicy.configs.jobs import Stage2Config
     from dsrl_offpolicy.configs.loading import parse_job
     from dsrl_offpolicy.rollouts.collector import Collector
     from dsrl_offpolicy.tracking.progress import ProgressReport
@@ -112,22 +112,22 @@ def main() -> int:
         clock.wrap(Collector, "_receive", "waiting for environments")
         clock.wrap(Collector, "collect", "encoding, resets")
         clock.wrap(Collector, "launch", "policy and decoding")
-        stage2._compile()
-        stage2._compile = lambda: None  # type: ignore[method-assign]
-        bare = stage2._gradient_step
-        clock.wrap(stage2, "_gradient_step", "gradient steps")
+        compiled = stage2._worth_compiling()
+        bare = CompiledUpdate(stage2.agent, stage2.config.batch_size) if compiled else stage2.agent.update
+        stage2.gradient_step = bare
+        clock.wrap(stage2, "gradient_step", "gradient steps")
         window: dict[str, float] = {}
-        inner_update = Stage2._update
+        inner_learn = Stage2._learn
 
-        def update(self: Any, steps: int, *rest: Any) -> None:
-            if steps > 0 and "start" not in window:  # learning begins
+        def learn(self: Any, *rest: Any) -> None:
+            if self.counters.owed(self.config.utd_ratio) > 0 and "start" not in window:  # learning begins
                 clock.seconds.clear()
                 clock.calls.clear()
                 window["start"] = time.perf_counter()
-            inner_update(self, steps, *rest)
+            inner_learn(self, *rest)
             window["end"] = time.perf_counter()
 
-        Stage2._update = update  # type: ignore[method-assign]
+        Stage2._learn = learn  # type: ignore[method-assign]
         stage2.run()
         seconds, calls = dict(clock.seconds), dict(clock.calls)  # before the bare learner samples
         alone = statistics.median(bare_rate(bare, stage2) for _ in range(3))

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from dsrl_offpolicy.analysis.curves import plot_success
+from dsrl_offpolicy.analysis.run_folder import read_runs
 from dsrl_offpolicy.commands import quickstart
 from dsrl_offpolicy.evaluation.intervals import Interval
-from dsrl_offpolicy.files.metrics import read_metrics
 
 ROWS = {
     "base": "base policy (prior noise)",
@@ -43,7 +43,7 @@ def percent(row: dict[str, Any]) -> str:
 
 def evaluations(folder: Path) -> list[dict[str, Any]]:
     """The evaluations during a run's Stage 2."""
-    return [row for row in read_metrics(folder / "stage2") if "success_once_low" in row]
+    return read_runs(folder / "stage2")[0].evaluations
 
 
 def claims(folder: Path, summary: dict[str, Any]) -> dict[str, str]:

@@ -76,8 +76,8 @@ def main() -> int:
     """Measure and print."""
     from dsrl_offpolicy.configs.jobs import Stage1Config
     from dsrl_offpolicy.configs.loading import parse_job
+    from dsrl_offpolicy.train.start import load_base, start_torch
     from dsrl_offpolicy.train.train_stage1_offline import load_states
-    from dsrl_offpolicy.train.wiring import load_base, start_torch
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pools", type=int, nargs="+", default=[64, 128, 256])

@@ -112,7 +112,7 @@ SINKS = Registry(
     "logger",
     "dsrl_offpolicy.sinks",
     {
-        "tensorboard": "dsrl_offpolicy.tracking.run.sinks.tensorboard:TensorBoard",
-        "wandb": "dsrl_offpolicy.tracking.run.sinks.wandb:WeightsAndBiases",
+        "tensorboard": "dsrl_offpolicy.tracking.sinks.tensorboard:TensorBoard",
+        "wandb": "dsrl_offpolicy.tracking.sinks.wandb:WeightsAndBiases",
     },
 )

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 FIRST_EVALUATION_SEED = 1_000_000
-"""Episode seeds below it are for training and demonstrations, from it on for evaluation: no policy is evaluated on
-a start it was trained on."""
+FIRST_CHOOSING_SEED = 1_500_000
+"""The blocks of episode seeds, nowhere else written. Below the first: training and demonstrations. From it
+on: the starts on which results are reported. From the second on: the starts on which something is chosen (the best
+checkpoint, a constant latent); what was chosen on a start looks better on it than it is."""
 
 
 def derive_seed(seed: int, stream: str) -> int:

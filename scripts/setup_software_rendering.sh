@@ -3,12 +3,59 @@
 # ManiSkill builds no scene without a Vulkan device, state observations included. Run as root or with sudo.
 #   scripts/setup_software_rendering.sh            install what is missing
 #   scripts/setup_software_rendering.sh --check    only say what is there; status 1 where it is too old or missing
+#   scripts/setup_software_rendering.sh --source   only say which source of backports Debian 12 would be given
 set -euo pipefail
 OLDEST=24.3
+
+# The machine's own apt sources; another folder only to try what would be written.
+APT="${APT_FOLDER:-/etc/apt}"
+
+# backports_source SUITE: the machine's entry for that release with the suite replaced by its backports, so from the
+# same mirror and under the same key. First line: list or sources, the style of the entry.
+backports_source() {
+    local file found
+    for file in "$APT"/sources.list "$APT"/sources.list.d/*.list; do
+        [ -f "$file" ] || continue
+        found=$(sed -nE "s|^deb([[:space:]]+\\[[^]]*\\])?[[:space:]]+([^[:space:]]+)[[:space:]]+$1[[:space:]]+main.*|deb\\1 \\2 $1-backports main|p" "$file")
+        [ -z "$found" ] || { printf 'list\n%s\n' "${found%%$'\n'*}"; return; }
+    done
+    for file in "$APT"/sources.list.d/*.sources; do
+        [ -f "$file" ] || continue
+        found=$(grep -v '^#' "$file" | awk -v suite="$1" -v RS= -v ORS= -v FS='\n' '
+            /(^|\n)Types:[^\n]*deb([ \t\n]|$)/ && /(^|\n)Components:[^\n]*main/ && !/(^|\n)Enabled:[ \t]*no/ {
+                stanza = ""; fits = 0
+                for (i = 1; i <= NF; i++) {
+                    line = $i
+                    if (line ~ /^Suites:/) {
+                        if ((line " ") ~ ("[: \t]" suite "[ \t]")) fits = 1
+                        line = "Suites: " suite "-backports"
+                    }
+                    if (line ~ /^Types:/) line = "Types: deb"
+                    stanza = stanza line "\n"
+                }
+                if (fits) { print stanza; exit }
+            }')
+        [ -z "$found" ] || { printf 'sources\n%s\n' "$found"; return; }
+    done
+    echo "no apt source of $1 in $APT: add $1-backports to your sources by hand and run this again" >&2
+    return 1
+}
+
+add_backports() {
+    local found style
+    ! grep -rqsE "^[^#]*[[:space:]]$1-backports([[:space:]]|\$)" "$APT"/sources.list "$APT"/sources.list.d || return 0
+    found=$(backports_source "$1")
+    style=${found%%$'\n'*}
+    echo "${found#*$'\n'}" | as_root tee "$APT/sources.list.d/$1-backports.$style" >/dev/null
+}
 
 installed() { dpkg-query -W -f '${db:Status-Status} ${Version}' mesa-vulkan-drivers 2>/dev/null | sed -n 's/^installed //p'; }
 new_enough() { [ -n "$1" ] && dpkg --compare-versions "$1" ge "$OLDEST"; }
 
+if [ "${1:-}" = "--source" ]; then
+    backports_source bookworm
+    exit
+fi
 if ! command -v dpkg-query >/dev/null; then
     echo "no dpkg here: install Mesa's lavapipe $OLDEST or newer (package mesa-vulkan-drivers) with your own package manager" >&2
     exit 1
@@ -26,8 +73,7 @@ as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 . /etc/os-release
 from=()
 if [ "${ID:-}" = debian ] && [ "${VERSION_ID:-}" = 12 ]; then
-    list=/etc/apt/sources.list.d/bookworm-backports.list
-    [ -f "$list" ] || echo "deb http://deb.debian.org/debian bookworm-backports main" | as_root tee "$list" >/dev/null
+    add_backports bookworm
     from=(-t bookworm-backports)
 fi
 as_root apt-get update -qq

@@ -16,7 +16,8 @@ import h5py
 import numpy as np
 from mutations import damaged
 
-from dsrl_offpolicy.demos.trajectory import Demonstrations, read_demonstrations
+from dsrl_offpolicy.demos.format import read_demonstrations
+from dsrl_offpolicy.demos.trajectory import Demonstrations
 from dsrl_offpolicy.errors import InputError
 
 ENV_INFO = {

@@ -24,6 +24,9 @@ from dsrl_offpolicy.models.layers import mlp
 
 Metrics = dict[str, Tensor]
 
+LOWEST_EXPONENT = -60.0
+"""Of the largest weight in a batch at least: exp underflows in float32 at -103."""
+
 
 @dataclass(frozen=True)
 class DemoBatch:
@@ -147,7 +150,10 @@ class AWSCAgent(nn.Module):
         """``exp(A / beta)``, clipped, of mean 1."""
         if math.isinf(self.advantage_temperature):
             return torch.ones_like(advantage)
-        weight = torch.exp(advantage / self.advantage_temperature).clamp(max=self.max_weight)
+        exponent = (advantage / self.advantage_temperature).clamp(min=torch.finfo(advantage.dtype).min)
+        # Raising all of them changes nothing in the end, and keeps a batch of tiny ones from being 0 / 0.
+        exponent = exponent + (LOWEST_EXPONENT - exponent.max()).clamp(min=0)
+        weight = torch.exp(exponent).clamp(max=self.max_weight)
         return weight / weight.mean()
 
     def flow_loss(

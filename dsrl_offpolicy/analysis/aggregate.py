@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+
+from dsrl_offpolicy.evaluation.intervals import Interval
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -21,15 +22,6 @@ BOOTSTRAP_SEED = 0
 
 _BATCH_NUMBERS = 2_000_000
 """Pairs of resampled numbers in memory at once, at most."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A statistic of runs; ``low`` and ``high`` are None where its runs allow no interval."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
 
 
 Numbers = np.ndarray | np.floating
@@ -65,14 +57,18 @@ def probability_of_improvement(*strata: np.ndarray, axis: int = -1) -> Numbers:
     return np.mean(per_task, axis=0)
 
 
+def mean_over_tasks(*strata: np.ndarray, axis: int = -1) -> Numbers:
+    """The mean over strata of each stratum's mean: tasks count alike, whatever number of runs they have."""
+    return np.mean([np.mean(stratum, axis=axis) for stratum in strata], axis=0)
+
+
 def difference_of_means(*strata: np.ndarray, axis: int = -1) -> Numbers:
     """Mean over strata of mean X less mean Y; ``strata`` as in :func:`probability_of_improvement`."""
     tasks = len(strata) // 2
-    pairs = zip(strata[:tasks], strata[tasks:], strict=True)
-    return np.mean([np.mean(x, axis=axis) - np.mean(y, axis=axis) for x, y in pairs], axis=0)
+    return mean_over_tasks(*strata[:tasks], axis=axis) - mean_over_tasks(*strata[tasks:], axis=axis)
 
 
-def estimates(strata: Sequence[np.ndarray], statistic: Statistic) -> list[Estimate]:
+def estimates(strata: Sequence[np.ndarray], statistic: Statistic) -> list[Interval]:
     """A statistic of runs at K points, with 95 % intervals where every stratum has two runs or more.
 
     Args:
@@ -82,7 +78,7 @@ def estimates(strata: Sequence[np.ndarray], statistic: Statistic) -> list[Estima
     columns = [np.asarray(stratum, dtype=float).T for stratum in strata]
     values = np.atleast_1d(statistic(*columns, axis=-1))
     if min(column.shape[-1] for column in columns) < 2:
-        return [Estimate(float(value)) for value in values]
+        return [Interval(float(value)) for value in values]
     points, runs = len(values), sum(column.shape[-1] for column in columns)
     result = stats.bootstrap(
         columns,
@@ -96,10 +92,10 @@ def estimates(strata: Sequence[np.ndarray], statistic: Statistic) -> list[Estima
         random_state=np.random.default_rng(BOOTSTRAP_SEED),
     )
     low, high = (np.atleast_1d(bound) for bound in result.confidence_interval)
-    return [Estimate(*map(float, numbers)) for numbers in zip(values, low, high, strict=True)]
+    return [Interval(*map(float, numbers)) for numbers in zip(values, low, high, strict=True)]
 
 
-def estimate(strata: Sequence[np.ndarray], statistic: Statistic) -> Estimate:
+def estimate(strata: Sequence[np.ndarray], statistic: Statistic) -> Interval:
     """:func:`estimates` of one number per run: ``strata`` are ``[N_m]``."""
     return estimates([np.asarray(stratum)[:, None] for stratum in strata], statistic)[0]
 

@@ -13,7 +13,6 @@ from dsrl_offpolicy.analysis.aggregate import (
     BOOTSTRAP_SEED,
     CONFIDENCE,
     RESAMPLES,
-    Estimate,
     area_under_curve,
     difference_of_means,
     distinct_resamples,
@@ -22,10 +21,12 @@ from dsrl_offpolicy.analysis.aggregate import (
     first_at_level,
     interquartile_mean,
     mean_of_runs,
+    mean_over_tasks,
     median_with_censoring,
     probability_of_improvement,
 )
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.evaluation.intervals import Interval
 
 FEW = 10
 """Runs below which the percentile bootstrap's 95 % intervals are called too narrow (docs/statistics.md)."""
@@ -62,8 +63,8 @@ class CurvePoint:
     """A group at one number of env steps."""
 
     env_steps: float
-    mean: Estimate
-    iqm: Estimate
+    mean: Interval
+    iqm: Interval
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,10 @@ class GroupNumbers:
     name: str
     runs: list[RunNumbers]
     interval_over: str | None
-    success_mean: Estimate
-    success_iqm: Estimate
-    area_mean: Estimate
-    area_iqm: Estimate
+    success_mean: Interval
+    success_iqm: Interval
+    area_mean: Interval
+    area_iqm: Interval
     reached_level: int
     median_env_steps_to_level: int | None
     curve: list[CurvePoint]
@@ -94,11 +95,11 @@ class PairNumbers:
 
     name: str
     than: str
-    probability_success: Estimate
-    probability_area: Estimate
+    probability_success: Interval
+    probability_area: Interval
     paired: bool
-    difference_success: Estimate
-    difference_area: Estimate
+    difference_success: Interval
+    difference_area: Interval
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def _group(name: str, members: Sequence[EvaluatedRun], grid: np.ndarray, level: 
     if len(members) == 1:
         over, means = "episodes", _wilson(members[0], grid)
         iqms, only, end = means, members[0], _nearest(members[0], last)
-        success_mean = Estimate(finals[0], float(only.low[end]), float(only.high[end]))
+        success_mean = Interval(finals[0], float(only.low[end]), float(only.high[end]))
         success_iqm = success_mean
     return GroupNumbers(
         name=name,
@@ -225,10 +226,10 @@ def _group(name: str, members: Sequence[EvaluatedRun], grid: np.ndarray, level: 
     )
 
 
-def _wilson(run: EvaluatedRun, grid: np.ndarray) -> list[Estimate]:
+def _wilson(run: EvaluatedRun, grid: np.ndarray) -> list[Interval]:
     """A single run's own success with the intervals of its evaluations, all linear between evaluations."""
     columns = [np.interp(grid, run.env_steps, values) for values in (run.success, run.low, run.high)]
-    return [Estimate(*map(float, numbers)) for numbers in zip(*columns, strict=True)]
+    return [Interval(*map(float, numbers)) for numbers in zip(*columns, strict=True)]
 
 
 def _count(env_steps: float) -> int | None:
@@ -245,12 +246,12 @@ def _pair(
     keys = [key(run) for run in ours]
     paired = keys == [key(run) for run in theirs] and len(set(keys)) == len(keys)
 
-    def numbers(score: Sequence[float], other: Sequence[float]) -> tuple[Estimate, Estimate]:
+    def numbers(score: Sequence[float], other: Sequence[float]) -> tuple[Interval, Interval]:
         strata = [*_strata(ours, score), *_strata(theirs, other)]
         probability = estimate(strata, probability_of_improvement)
         if not paired:
             return probability, estimate(strata, difference_of_means)
-        return probability, estimate(_strata(ours, np.subtract(score, other).tolist()), mean_of_runs)
+        return probability, estimate(_strata(ours, np.subtract(score, other).tolist()), mean_over_tasks)
 
     _, last = common
     success = numbers([_final(run, last) for run in ours], [_final(run, last) for run in theirs])

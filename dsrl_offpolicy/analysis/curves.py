@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dsrl_offpolicy.analysis.run_folder import read_runs
 from dsrl_offpolicy.evaluation.intervals import Interval
-from dsrl_offpolicy.files.metrics import read_metrics
 
 
 def plot_success(
@@ -33,7 +33,8 @@ def plot_success(
     for number, (name, level) in enumerate(levels.items()):
         color = f"C{7 - number}"
         axes.axhline(level.value, color=color, linestyle="--", label=f"{name}: {100 * level.value:.0f} %")
-        axes.axhspan(level.low, level.high, color=color, alpha=0.12, linewidth=0)
+        if level.low is not None and level.high is not None:
+            axes.axhspan(level.low, level.high, color=color, alpha=0.12, linewidth=0)
     for number, (name, rows) in enumerate(curves.items()):
         x = [row["env_steps"] for row in rows]
         axes.plot(x, [row["success_once"] for row in rows], marker="o", color=f"C{number}", label=name)
@@ -49,9 +50,9 @@ def plot_success(
 
 def plot_stage2_run(folder: Path, levels: Mapping[str, Interval], title: str) -> Path | None:
     """``learning_curve.png`` of a Stage 2 run folder; None where it holds no evaluation."""
-    rows = [row for row in read_metrics(folder) if "success_once_low" in row]
-    if not rows:
+    (run,) = read_runs(folder)
+    if not run.evaluations:
         return None
     path = folder / "learning_curve.png"
-    plot_success(path, {"stage 2": rows}, levels, title)
+    plot_success(path, {"stage 2": run.evaluations}, levels, title)
     return path

@@ -19,7 +19,8 @@ from dsrl_offpolicy.analysis.verdict import (
     range_of_returns,
     too_early,
 )
-from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config, Stage2Config
+from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config, Stage2LoopConfig
+from dsrl_offpolicy.files.metrics import rows_of
 from dsrl_offpolicy.files.plain import is_finite_number
 
 LEAST_EFFECTIVE = 0.1
@@ -39,7 +40,7 @@ def check_run(config: StageConfig, rows: Sequence[Row], summary: Mapping[str, An
         rows: of ``metrics.jsonl``, so far.
         summary: ``summary.json``; empty while the run is not at its end.
     """
-    if isinstance(config, Stage2Config):
+    if isinstance(config, Stage2LoopConfig):
         return check_stage2(config, rows)
     if isinstance(config, Stage1Config):
         return check_stage1(config, rows, summary)
@@ -48,13 +49,13 @@ def check_run(config: StageConfig, rows: Sequence[Row], summary: Mapping[str, An
 
 def check_stage0(config: Stage0Config, rows: Sequence[Row], summary: Mapping[str, Any]) -> list[Verdict]:
     """Demonstrations that succeed, a flow that fits them, a critic within the range of returns."""
-    rows = [row for row in rows if all(name in row for name in STAGE0_METRICS)]
+    rows = rows_of(rows, "stage0", STAGE0_METRICS)
     return [_demonstrations(config, summary), _flow_loss(rows), _stage0_q(config, rows)]
 
 
 def check_stage1(config: Stage1Config, rows: Sequence[Row], summary: Mapping[str, Any]) -> list[Verdict]:
     """The seed's check of E[Q], and what training it shows."""
-    rows = [row for row in rows if all(name in row for name in STAGE1_METRICS)]
+    rows = rows_of(rows, "stage1", STAGE1_METRICS)
     return [
         _policy_above_prior(summary),
         _eff_num(config, rows),
@@ -107,9 +108,10 @@ def _policy_above_prior(summary: Mapping[str, Any]) -> Verdict:
     found = summary.get("verification")
     names = ("q_prior", "q_policy", "difference", "difference_low", "difference_high")
     if not isinstance(found, dict) or not all(is_finite_number(found.get(name)) for name in names):
-        return Verdict(
-            "policy_above_prior", None, "not enough data yet: no verification in summary.json", expected
-        )
+        what = "no interval of the difference" if isinstance(found, dict) else "no verification"
+        return Verdict("policy_above_prior", None, f"not enough data: {what} in summary.json", expected)
+    if found.get("states") == 1:  # of an earlier version, which gave one state an interval without width
+        return Verdict("policy_above_prior", None, "not enough data: one held-out state", expected)
     values = {name: float(found[name]) for name in names}
     text = (
         f"{number(values['q_policy'])} against {number(values['q_prior'])}, difference "

@@ -1,73 +1,52 @@
-"""Run folders of Stage 2: their settings and evaluations, and which of them are the same but for the seed."""
+"""Runs of Stage 2 to be compared: which of them are the same but for the seed."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dsrl_offpolicy.configs.jobs import Stage2Config
-from dsrl_offpolicy.configs.loading import read_settings, to_plain
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
+from dsrl_offpolicy.analysis.run_folder import RATES, RunFolder, read_runs
+from dsrl_offpolicy.analysis.verdict import Row
+from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
+from dsrl_offpolicy.configs.loading import to_plain
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.files.metrics import read_metrics
 
 CHECKPOINTS = ("awsc_checkpoint", "stage1_checkpoint")
 BOOKKEEPING = (
-    "seed", "out", "resume", "device", "torch_threads", "track", "wandb_project", "log_freq", "save_freq",
-    "compile", "render_backend", "env_timeout", "eval_freq", "eval_episodes",
+    "seed", "out", "resume", "device", "torch_threads", "loggers", "track", "wandb_project", "log_freq",
+    "save_freq", "compile", "render_backend", "env_timeout", "eval_freq", "eval_episodes",
 )  # fmt: skip
 """Settings that do not change what a run learns, or that runs of one group are meant to differ in."""
 
-RATES = ("success_once", "success_once_low", "success_once_high")
 
-
-@dataclass(frozen=True)
-class Stage2Run:
-    """A run folder: its settings, all of them, and its evaluations (rows with ``env_steps`` and RATES)."""
-
-    folder: Path
-    settings: dict[str, Any]
-    evaluations: list[dict[str, Any]]
-
-
-def read_run(folder: Path) -> Stage2Run:
-    """Read a run folder of Stage 2, or that inside a quickstart's.
+def read_run(folder: Path) -> RunFolder:
+    """Read a run folder of Stage 2, or that inside a quickstart's, with all settings and evaluations to compare.
 
     Raises:
         InputError: no such run, no evaluation in it, or damaged files.
     """
-    try:
-        return _read(folder.expanduser())
-    except OSError as error:
-        raise InputError(f"RUN_DIR: expected a run folder that can be read, got: {error}") from error
-
-
-def _read(folder: Path) -> Stage2Run:
-    inner = folder / "stage2"
-    folder = inner if (inner / "config.yaml").is_file() else folder
-    for name in ("config.yaml", "metrics.jsonl"):
-        if not (folder / name).is_file():
-            raise InputError(f"RUN_DIR: expected a run folder, {folder / name} does not exist")
-    settings = read_settings(folder / "config.yaml")
-    if "total_timesteps" not in settings:
+    run = next((run for run in read_runs(folder) if run.kind == "stage2"), None)
+    if run is None:
         raise InputError(f"RUN_DIR: expected a run of Stage 2 or a quickstart's, {folder} is another")
-    unnamed = [name for name in settings if not isinstance(name, str)]
+    unnamed = [name for name in run.settings if not isinstance(name, str)]
     if unnamed:
-        raise InputError(f"{folder / 'config.yaml'}: expected settings by name, got {unnamed[0]!r}")
-    complete = {**to_plain(Stage2Config()), **settings}
-    if type(complete["seed"]) is not int:
-        raise InputError(f"{folder / 'config.yaml'}: expected a whole number as seed, got {complete['seed']}")
-    rows = [row for row in read_metrics(folder) if "success_once" in row]
-    if not rows:
-        raise InputError(f"RUN_DIR: expected a run with evaluations, {folder} has none yet")
-    _check_evaluations(folder / "metrics.jsonl", rows)
-    return Stage2Run(folder, complete, rows)
+        raise InputError(f"{run.path / 'config.yaml'}: expected settings by name, got {unnamed[0]!r}")
+    defaults = Stage2Config() if run.settings.get("algo", "sac") == "sac" else Stage2LoopConfig()
+    settings = {**to_plain(defaults), **run.settings}
+    if type(settings["seed"]) is not int:
+        raise InputError(f"{run.path / 'config.yaml'}: expected a whole number as seed, got {settings['seed']}")
+    if not run.evaluations:
+        raise InputError(f"RUN_DIR: expected a run with evaluations, {run.path} has none yet")
+    _check_evaluations(run.path / "metrics.jsonl", run.evaluations)
+    return replace(run, settings=settings)
 
 
-def _check_evaluations(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def _check_evaluations(path: Path, rows: Sequence[Row]) -> None:
     before = -1
     for row in rows:
         steps = row.get("env_steps")
@@ -80,7 +59,7 @@ def _check_evaluations(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         before = steps
 
 
-def check_distinct(runs: Sequence[Stage2Run]) -> None:
+def check_distinct(runs: Sequence[RunFolder]) -> None:
     """Refuse the same folder given twice.
 
     Raises:
@@ -88,13 +67,13 @@ def check_distinct(runs: Sequence[Stage2Run]) -> None:
     """
     seen: set[Path] = set()
     for run in runs:
-        path = run.folder.resolve()
+        path = run.path.resolve()
         if path in seen:
-            raise InputError(f"RUN_DIR: expected every run once, got {run.folder} twice")
+            raise InputError(f"RUN_DIR: expected every run once, got {run.path} twice")
         seen.add(path)
 
 
-def group_runs(runs: Sequence[Stage2Run]) -> dict[str, list[Stage2Run]]:
+def group_runs(runs: Sequence[RunFolder]) -> dict[str, list[RunFolder]]:
     """Runs of equal settings together, by a name that says the settings in which groups differ.
 
     BOOKKEEPING is not looked at, nor is ``total_timesteps`` where nothing in the run depends on it. A checkpoint's
@@ -112,7 +91,7 @@ def group_runs(runs: Sequence[Stage2Run]) -> dict[str, list[Stage2Run]]:
                 identity[name] = run.settings[name]
     names = _differing(identities)
     order = sorted(range(len(runs)), key=lambda i: [_sortable(identities[i].get(name)) for name in names])
-    groups: dict[str, list[Stage2Run]] = {}
+    groups: dict[str, list[RunFolder]] = {}
     for i in order:
         label = ", ".join(f"{name}={_shown(identities[i].get(name))}" for name in names)
         groups.setdefault(label or str(identities[i]["env_id"]), []).append(runs[i])
@@ -121,7 +100,7 @@ def group_runs(runs: Sequence[Stage2Run]) -> dict[str, list[Stage2Run]]:
     return groups
 
 
-def _identity(settings: dict[str, Any]) -> dict[str, Any]:
+def _identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     identity = {name: value for name, value in settings.items() if name not in BOOKKEEPING}
     if settings["anneal_from"] == 1:  # learning rates do not depend on where the run ends
         identity["total_timesteps"] = None
@@ -150,19 +129,19 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _check_seeds(label: str, members: Sequence[Stage2Run]) -> None:
+def _check_seeds(label: str, members: Sequence[RunFolder]) -> None:
     seen: dict[int, Path] = {}
     for run in members:
         seed: int = run.settings["seed"]
         if seed in seen:
             raise InputError(
                 f"RUN_DIR: expected each seed once among runs of the same settings ({label}), got seed {seed} in "
-                f"{seen[seed]} and {run.folder}; tell such runs apart by --group NAME RUN_DIR..."
+                f"{seen[seed]} and {run.path}; tell such runs apart by --group NAME RUN_DIR..."
             )
-        seen[seed] = run.folder
+        seen[seed] = run.path
 
 
-def differing_settings(members: Sequence[Stage2Run]) -> dict[str, list[str]]:
+def differing_settings(members: Sequence[RunFolder]) -> dict[str, list[str]]:
     """Settings other than the task that matter and that the runs of one group do not share, with their values."""
     identities = [_identity(run.settings) for run in members]
     names = [name for name in _differing(identities) if name != "env_id"]

@@ -15,11 +15,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dsrl_offpolicy.analysis.aggregate import Estimate
 from dsrl_offpolicy.analysis.comparison import Comparison, EvaluatedRun, GroupNumbers, compare
 from dsrl_offpolicy.analysis.curves import plot_success
+from dsrl_offpolicy.analysis.run_folder import RATES, RunFolder
 from dsrl_offpolicy.analysis.stage2_runs import (
-    Stage2Run,
     check_distinct,
     differing_settings,
     group_runs,
@@ -27,24 +26,24 @@ from dsrl_offpolicy.analysis.stage2_runs import (
 )
 from dsrl_offpolicy.commands.arguments import OneLineParser
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.evaluation.intervals import Interval
 
 PROG = "dsrl compare"
 FILES = ("compare.json", "compare.csv", "compare.png")
 
 
-def evaluated(run: Stage2Run) -> EvaluatedRun:
+def evaluated(run: RunFolder) -> EvaluatedRun:
     """A run's evaluations as arrays."""
     columns = {
-        name: np.array([row[name] for row in run.evaluations], dtype=float)
-        for name in ("env_steps", "success_once", "success_once_low", "success_once_high")
+        name: np.array([row[name] for row in run.evaluations], dtype=float) for name in ("env_steps", *RATES)
     }
     return EvaluatedRun(
-        str(run.folder), str(run.settings["env_id"]), run.settings["seed"],
-        columns["env_steps"], columns["success_once"], columns["success_once_low"], columns["success_once_high"],
+        str(run.path), str(run.settings["env_id"]), run.settings["seed"],
+        *columns.values(),
     )  # fmt: skip
 
 
-def read_groups(folders: Sequence[Path], named: Sequence[Sequence[str]]) -> dict[str, list[Stage2Run]]:
+def read_groups(folders: Sequence[Path], named: Sequence[Sequence[str]]) -> dict[str, list[RunFolder]]:
     """Runs by group: told apart by their settings, or as named.
 
     Args:
@@ -57,7 +56,7 @@ def read_groups(folders: Sequence[Path], named: Sequence[Sequence[str]]) -> dict
     if bool(folders) == bool(named):
         came = "both" if named else "neither"
         raise InputError(f"RUN_DIR: expected run folders or --group NAME RUN_DIR..., got {came}")
-    groups: dict[str, list[Stage2Run]] = {}
+    groups: dict[str, list[RunFolder]] = {}
     for name, *members in named:
         if not members:
             raise InputError(f"--group: expected a name and run folders, got {name!r} alone")
@@ -188,7 +187,7 @@ def _heading(names: Sequence[str]) -> tuple[str, list[str]]:
     return "group", list(names)
 
 
-def _percent(estimate: Estimate, sign: str = "") -> str:
+def _percent(estimate: Interval, sign: str = "") -> str:
     value = f"{100 * estimate.value:{sign}.1f}"
     if estimate.low is None or estimate.high is None:
         return value
@@ -244,7 +243,7 @@ def run(options: argparse.Namespace) -> Comparison:
     return comparison
 
 
-def _mixtures(groups: Mapping[str, Sequence[Stage2Run]]) -> list[str]:
+def _mixtures(groups: Mapping[str, Sequence[RunFolder]]) -> list[str]:
     return [
         f"{label}: runs differ in {name} ({', '.join(values)})"
         for label, members in groups.items()

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dsrl_offpolicy.analysis.run_folder import RunFolder, read_run
+from dsrl_offpolicy.analysis.run_folder import RunFolder, read_runs
 from dsrl_offpolicy.analysis.run_health import check_run
 from dsrl_offpolicy.analysis.verdict import Verdict
 from dsrl_offpolicy.commands.doctor_env import examine_environment
@@ -21,7 +21,7 @@ from dsrl_offpolicy.configs.jobs import DoctorEnvConfig
 from dsrl_offpolicy.envs.family import find_family
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.train.wiring import command
+from dsrl_offpolicy.train.command import command
 
 
 def run(config: DoctorEnvConfig) -> dict[str, Any]:
@@ -76,11 +76,11 @@ def check(path: Path, *, as_json: bool) -> int:
     Raises:
         InputError: no run folder, or one that cannot be read.
     """
-    checked = [(run, check_run(run.config, run.rows, run.summary)) for run in read_run(path)]
+    checked = [(run, check_run(run.config, run.rows, run.summary)) for run in read_runs(path)]
     failed = sum(verdict.ok is False for _, verdicts in checked for verdict in verdicts)
     if as_json:
         runs = [
-            {"path": str(run.path), "stage": run.stage, "verdicts": [asdict(verdict) for verdict in verdicts]}
+            {"path": str(run.path), "stage": run.kind, "verdicts": [asdict(verdict) for verdict in verdicts]}
             for run, verdicts in checked
         ]
         print(json.dumps({"healthy": failed == 0, "runs": runs}, indent=2))
@@ -92,8 +92,8 @@ def check(path: Path, *, as_json: bool) -> int:
 
 
 def _print_verdicts(run: RunFolder, verdicts: Sequence[Verdict]) -> None:
-    state = "at its end" if run.summary else "not at its end"
-    table = Table(title=f"{run.stage}, {state}: {run.path}", title_justify="left", show_lines=True)
+    state = "at its end" if run.finished else "not at its end"
+    table = Table(title=f"{run.kind}, {state}: {run.path}", title_justify="left", show_lines=True)
     failing = any(verdict.ok is False for verdict in verdicts)
     for column in ("check", "", "found", "expected", *(["remedy"] if failing else [])):
         table.add_column(column)

@@ -18,24 +18,22 @@ from rich.table import Table
 from dsrl_offpolicy.configs.jobs import EvalConfig
 from dsrl_offpolicy.contracts import BasePolicy, LatentSource
 from dsrl_offpolicy.envs.vector import make_vector_env
-from dsrl_offpolicy.evaluation.episodes import EvaluationSummary, evaluation_seeds, run_episodes, summarise
+from dsrl_offpolicy.evaluation.episodes import (
+    EvaluationSummary,
+    choosing_seeds,
+    evaluation_seeds,
+    run_episodes,
+    summarise,
+)
+from dsrl_offpolicy.evaluation.intervals import Interval
 from dsrl_offpolicy.models.latent_sources import constant_source, policy_source, prior_source
 from dsrl_offpolicy.seeding import torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.tracking.run import Run, create_run_folder
+from dsrl_offpolicy.train.base_env import base_env_spec, check_fit
+from dsrl_offpolicy.train.command import command
+from dsrl_offpolicy.train.start import load_base, note_other_task, rewards_of, start_torch
 from dsrl_offpolicy.train.steering_files import load_steering
-from dsrl_offpolicy.train.wiring import (
-    base_env_spec,
-    check_fit,
-    command,
-    load_base,
-    note_other_task,
-    rewards_of,
-    start_torch,
-)
-
-FIRST_SCREENING_SEED = 500_000
-"""Number of the first evaluation start on which constant vectors are screened: apart from the table's starts."""
 
 
 def run(config: EvalConfig) -> Path:
@@ -85,7 +83,7 @@ def _evaluate_all(
         def evaluate(name: str, source: LatentSource) -> None:
             outcomes = run_episodes(env, base, source, evaluation_seeds(config.episodes), device)
             results[name] = summarise(outcomes)
-            tracker.log({f"{name}/success_once": results[name].success_once.value}, {"row": len(results)})
+            tracker.log("eval", {f"{name}/success_once": results[name].success_once.value}, {"row": len(results)})
             progress.report(len(results), {name: results[name].success_once.value})
 
         for name, source in sources.items():
@@ -100,7 +98,7 @@ def _best_constant(
 ) -> LatentSource:
     """The constant latent that did best on starts of its own (so that the table's row is unbiased)."""
     generator = torch_generator(config.seed, "constants")
-    seeds = evaluation_seeds(config.screening_episodes, FIRST_SCREENING_SEED)
+    seeds = choosing_seeds(config.screening_episodes)
     best_rate, best = -1.0, None
     for _ in range(config.constants):
         source = constant_source(torch.randn(base.info.latent_shape, generator=generator).to(device))
@@ -111,18 +109,12 @@ def _best_constant(
     return best
 
 
-_COLUMNS = ("success_once", "success_at_end", "episode_return", "length")
-
-
 def write_table(folder: Path, results: Mapping[str, EvaluationSummary]) -> None:
     """``evaluation.csv`` (a row a policy) and ``evaluation.json``."""
     rows: list[dict[str, Any]] = []
     for name, result in results.items():
-        row: dict[str, Any] = {"policy": name, "episodes": result.episodes}
-        for column in _COLUMNS:
-            interval = getattr(result, column)
-            row |= {column: interval.value, f"{column}_low": interval.low, f"{column}_high": interval.high}
-        rows.append(row)
+        numbers = {column.replace("return", "episode_return"): value for column, value in result.numbers().items()}
+        rows.append({"policy": name, "episodes": result.episodes, **numbers})
     with (folder / "evaluation.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
@@ -137,13 +129,17 @@ def print_table(results: Mapping[str, EvaluationSummary], title: str) -> None:
     for heading in ("success once", "success at end", "return", "length"):
         table.add_column(heading, justify="right")
     for name, result in results.items():
-        cells = [
-            f"{100 * i.value:.0f} % [{100 * i.low:.0f}, {100 * i.high:.0f}]"
-            for i in (result.success_once, result.success_at_end)
-        ]
-        cells += [f"{i.value:.0f} [{i.low:.0f}, {i.high:.0f}]" for i in (result.episode_return, result.length)]
+        rates, means = (result.success_once, result.success_at_end), (result.episode_return, result.length)
+        cells = [*(_cell(rate, 100.0, " %") for rate in rates), *(_cell(mean) for mean in means)]
         table.add_row(name, *cells)
     Console(width=None if sys.stdout.isatty() else 110).print(table)
+
+
+def _cell(interval: Interval, factor: float = 1.0, unit: str = "") -> str:
+    text = f"{factor * interval.value:.0f}{unit}"
+    if interval.low is None or interval.high is None:
+        return text
+    return f"{text} [{factor * interval.low:.0f}, {factor * interval.high:.0f}]"
 
 
 main = command(EvalConfig, "eval.yaml", "dsrl eval")(run)

@@ -6,14 +6,16 @@ import json
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.analysis.curves import plot_stage2_run
+from dsrl_offpolicy.analysis.run_folder import read_runs
 from dsrl_offpolicy.commands import demos as generate_demos
 from dsrl_offpolicy.commands import evaluate
 from dsrl_offpolicy.configs.jobs import (
@@ -22,7 +24,6 @@ from dsrl_offpolicy.configs.jobs import (
     QuickstartConfig,
     Stage0Config,
     Stage1Config,
-    Stage2Config,
 )
 from dsrl_offpolicy.configs.loading import override
 from dsrl_offpolicy.errors import InputError
@@ -30,10 +31,8 @@ from dsrl_offpolicy.evaluation.intervals import Interval
 from dsrl_offpolicy.files.metrics import read_metrics
 from dsrl_offpolicy.tracking.run import Run, create_run_folder
 from dsrl_offpolicy.train import pretrain_stage0, train_stage1_offline, train_stage2_online
-from dsrl_offpolicy.train.interruption import Interrupted, Interruption
-from dsrl_offpolicy.train.offline_run import has_ended, saves_of
-from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
-from dsrl_offpolicy.train.wiring import command, config_of_run
+from dsrl_offpolicy.train.command import command, config_of_run
+from dsrl_offpolicy.train.run import STAGE0, STAGE1, STAGE2, Interrupted, Interruption, Stage
 
 Job = TypeVar("Job")
 
@@ -77,30 +76,26 @@ def _run_stages(config: QuickstartConfig, folder: Path, tracker: Run) -> dict[st
     demo_path = _demonstrations(config, folder / "demos.h5")
     _note_done(tracker, 1)
     stage0 = _stage(
-        pretrain_stage0.run,
+        STAGE0, pretrain_stage0.run,
         _training(Stage0Config, "stage0_pretrain.yaml", "stage0", config, folder, demo_path=demo_path),
-        has_ended(folder / "stage0", "dsrl pretrain"), saves_of(folder / "stage0", "dsrl pretrain"),
     )  # fmt: skip
     _note_done(tracker, 2)
     base = stage0 / "checkpoints" / "last.pt"
     stage1 = _stage(
-        train_stage1_offline.run,
+        STAGE1, train_stage1_offline.run,
         _training(
             Stage1Config, "stage1_offline.yaml", "stage1", config, folder,
             demo_path=demo_path, awsc_checkpoint=base,
         ),
-        has_ended(folder / "stage1", "dsrl stage1"), saves_of(folder / "stage1", "dsrl stage1"),
     )  # fmt: skip
     _note_done(tracker, 3)
-    stage2_saves = RunCheckpoints(folder / "stage2" / "checkpoints", "stage2")
     stage1_checkpoint = stage1 / "checkpoints" / "last.pt"
     stage2 = _stage(
-        train_stage2_online.run,
+        STAGE2, train_stage2_online.run,
         _training(
             Stage2Config, "stage2_online.yaml", "stage2", config, folder,
             awsc_checkpoint=base, stage1_checkpoint=stage1_checkpoint,
         ),
-        stage2_saves.exist() and stage2_saves.load()["collector"] is None, stage2_saves,
     )  # fmt: skip
     _note_done(tracker, 4)
     shutil.rmtree(folder / "eval", ignore_errors=True)  # of an interrupted one: minutes, and always the same
@@ -124,21 +119,20 @@ def _demonstrations(config: QuickstartConfig, path: Path) -> Path:
     return path
 
 
-def _stage(run_stage: Callable[[Job], Path], config: Job, ended: bool, saves: RunCheckpoints) -> Path:
-    """One stage: run, gone on with, or nothing where it has ended. Returns its folder.
+def _stage(stage: Stage, run_stage: Callable[[Job], Path], config: Job) -> Path:
+    """One stage: run, resumed, or nothing where it has ended. Returns its folder.
 
     Args:
-        run_stage: the stage's job.
+        stage: which one.
+        run_stage: its job.
         config: its settings, for a new run.
-        ended: whether it has ended.
-        saves: from which it would go on.
     """
     folder: Path = config.out  # type: ignore[attr-defined]
     if not folder.exists():
         return run_stage(config)
-    if ended:
+    if stage.has_ended(folder):
         return folder
-    if saves.exist():
+    if stage.saves(folder).exist():
         return run_stage(type(config)(resume=folder))  # type: ignore[call-arg]
     print(f"note: {folder} was interrupted before its first save; it is dropped and begins anew", file=sys.stderr)
     shutil.rmtree(folder)
@@ -148,7 +142,7 @@ def _stage(run_stage: Callable[[Job], Path], config: Job, ended: bool, saves: Ru
 def _note_done(tracker: Run, stages: int) -> None:
     """A row for each stage that is done: demonstrations, then Stages 0 to 2."""
     if stages > tracker.rows:
-        tracker.log({"stage": stages - 1}, {"stages_done": stages})
+        tracker.log("stages", {"stage": stages - 1}, {"stages_done": stages})
 
 
 def _logs_so_far(folder: Path) -> dict[str, Any]:
@@ -158,7 +152,7 @@ def _logs_so_far(folder: Path) -> dict[str, Any]:
     interrupted = folder / ("demos", "stage0", "stage1", "stage2", "eval")[len(rows)]
     inner = read_metrics(interrupted) if (interrupted / "metrics.jsonl").is_file() else []
     last = [found[-1]["minutes"] for found in (rows, inner) if found]
-    return {"minutes": sum(last), "rows": len(rows), "step": len(rows), "wandb_id": None}
+    return {"minutes": sum(last), "rows": len(rows), "sinks": {"tensorboard": {"step": len(rows)}}}
 
 
 def _conclude(
@@ -172,7 +166,7 @@ def _conclude(
     curve = plot_stage2_run(stage2, levels, f"{config.task}, seed {config.seed}")
     if curve is not None:
         shutil.copy(curve, folder / "learning_curve.png")
-    summary = _summary(rows, json.loads((stage2 / "summary.json").read_text()), config, tracker)
+    summary = _summary(rows, read_runs(stage2)[0].summary, config, tracker)
     tracker.write_summary(summary)
     return summary
 
@@ -208,7 +202,7 @@ def _interval(row: dict[str, Any]) -> dict[str, float]:
 
 
 def _summary(
-    rows: dict[str, dict[str, Any]], stage2: dict[str, Any], config: QuickstartConfig, tracker: Run
+    rows: dict[str, dict[str, Any]], stage2: Mapping[str, Any], config: QuickstartConfig, tracker: Run
 ) -> dict[str, Any]:
     def entry(name: str) -> dict[str, Any]:
         interval = _interval(rows[name])

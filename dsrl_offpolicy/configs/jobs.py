@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dsrl_offpolicy.configs.ranges import (
     Capacity,
@@ -34,12 +34,14 @@ from dsrl_offpolicy.configs.shared import (
     BasePolicyConfig,
     EvaluationConfig,
     JobConfig,
+    LatentCriticConfig,
     OfflineConfig,
     ResumableConfig,
     SimulatorConfig,
     SteeringConfig,
     TrackedConfig,
 )
+from dsrl_offpolicy.files.run_kind import RunKind
 
 RewardMode = Literal["sparse", "dense", "normalized_dense"]
 
@@ -88,8 +90,11 @@ class DemosConfig:
 class Stage0Config(OfflineConfig, SimulatorConfig):
     """dsrl pretrain: the AWSC base policy and its action critic, from demonstrations."""
 
+    kind: ClassVar[RunKind] = "stage0"
     demo_path: Path | None = None
-    """ManiSkill-layout HDF5 file (its JSON beside it)."""
+    """File of demonstrations: ManiSkill's HDF5 (its JSON beside it), or of another format."""
+    demo_format: str = "auto"
+    """Format of that file: a known one, or module:Class of your own; auto asks the known ones."""
     num_demos: Count | None = None
     """Use only the first so many trajectories."""
     obs_horizon: Count = 1
@@ -155,11 +160,14 @@ class Stage0Config(OfflineConfig, SimulatorConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage1Config(OfflineConfig, EvaluationConfig, SteeringConfig, BasePolicyConfig):
+class Stage1Config(OfflineConfig, EvaluationConfig, SteeringConfig, LatentCriticConfig, BasePolicyConfig):
     """dsrl stage1: warm-start of the latent policy by advantage-weighted likelihood, offline."""
 
+    kind: ClassVar[RunKind] = "stage1"
     demo_path: Path | None = None
-    """ManiSkill-layout HDF5 file (its JSON beside it)."""
+    """File of demonstrations: ManiSkill's HDF5 (its JSON beside it), or of another format."""
+    demo_format: str = "auto"
+    """Format of that file: a known one, or module:Class of your own; auto asks the known ones."""
     num_demos: Count | None = None
     """Use only the first so many trajectories."""
     total_iters: Steps = 100000
@@ -206,9 +214,12 @@ class Stage1Config(OfflineConfig, EvaluationConfig, SteeringConfig, BasePolicyCo
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage2Config(TrackedConfig, ResumableConfig, EvaluationConfig, SteeringConfig, BasePolicyConfig):
-    """dsrl stage2: online SAC in the latent space of the frozen base policy."""
+class Stage2LoopConfig(TrackedConfig, ResumableConfig, EvaluationConfig, SteeringConfig, BasePolicyConfig):
+    """What Stage 2 has whichever algorithm learns; the algorithm's own ``Config`` comes beside it."""
 
+    kind: ClassVar[RunKind] = "stage2"
+    algo: str = "sac"
+    """Algorithm: sac, or module:Class of your own."""
     save_freq: StepsOrNone = 10000
     """Env steps between two saves of the whole run; 0 saves it only when it ends or is stopped."""
     stage1_checkpoint: Path | None = None
@@ -233,30 +244,10 @@ class Stage2Config(TrackedConfig, ResumableConfig, EvaluationConfig, SteeringCon
     """Compile the learner (torch.compile): auto for runs long enough to win back the time that takes."""
     replay_buffer_size: Capacity = 100000
     """Capacity in macro-transitions."""
-    actor_lr: Positive = 1e-4
-    """Learning rate of the latent policy."""
-    critic_lr: Positive = 3e-4
-    """Learning rate of Q^W."""
-    temp_lr: Positive = 1e-4
-    """Learning rate of log alpha."""
     anneal_from: Share = 1.0
     """Fraction of total_timesteps from which actor_lr and critic_lr fall linearly to 0; 1 keeps them."""
     gamma: Rate = 0.99
     """Discount per env step."""
-    tau: Rate = 0.005
-    """Polyak rate of the target networks."""
-    regularizer: Literal["entropy", "kl"] = "entropy"
-    """Entropy bonus (SAC), or anchoring to the prior."""
-    init_temperature: NotNegative = 0.1
-    """alpha at the start."""
-    learn_temperature: bool = True
-    """Adjust alpha to the target."""
-    target_entropy: Finite | Literal["auto"] = "auto"
-    """Nats of w; auto is -0.5 * latent_dim."""
-    target_kl: NotNegative = 10.0
-    """Nats from the prior that regularizer=kl allows."""
-    backup_entropy: bool = True
-    """Count the regulariser in the TD target."""
     reward_mode: RewardMode = "sparse"
     """-1 per env step until success, or the simulator's dense reward."""
     reward_scale: Positive = 1.0
@@ -278,6 +269,7 @@ class Stage2Config(TrackedConfig, ResumableConfig, EvaluationConfig, SteeringCon
 class EvalConfig(JobConfig, EvaluationConfig, BasePolicyConfig):
     """dsrl eval: base policy, controls and latent policies on the same starts, in one table."""
 
+    kind: ClassVar[RunKind] = "eval"
     stage1_checkpoint: Path | None = None
     """Latent policy of Stage 1 to evaluate, if any."""
     stage2_checkpoint: Path | None = None
@@ -294,6 +286,7 @@ class EvalConfig(JobConfig, EvaluationConfig, BasePolicyConfig):
 class QuickstartConfig(ResumableConfig):
     """dsrl quickstart: demonstrations, Stages 0, 1 and 2 and the final table, on one task."""
 
+    kind: ClassVar[RunKind] = "quickstart"
     task: str = "pick-place-v3"
     """MetaWorld task."""
     seed: Index = 1

@@ -33,6 +33,8 @@ class JobConfig:
 class TrackedConfig(JobConfig):
     """What training jobs have besides."""
 
+    loggers: tuple[str, ...] = ("tensorboard",)
+    """Loggers beside metrics.jsonl: tensorboard, wandb, or module:Class of your own."""
     track: bool = False
     """Also log to Weights & Biases (needs the extra `track`; offline where there is no login)."""
     wandb_project: str = "dsrl_offpolicy"
@@ -103,6 +105,12 @@ class SteeringConfig:
     """b of w = b tanh(u / b); inf is the plain Gaussian."""
     actor_hidden_dims: Widths = (256, 256, 256)
     """Widths of the latent policy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentCriticConfig:
+    """Shape of Q^W."""
+
     critic_hidden_dims: Widths = (256, 256, 256)
     """Widths of Q^W."""
     num_critics: Count = 2

@@ -134,6 +134,10 @@ class EnvFamily(ABC):
         """Return whether the id is one of its."""
         return env_id in self.tasks()
 
+    def missing(self) -> str:
+        """Return what to do where the simulator is not installed, "" where it is."""
+        return ""
+
     def capabilities(self, spec: EnvSpec) -> Capabilities:
         """Return what may be done with these environments."""
         return Capabilities()
@@ -200,32 +204,23 @@ def find_family(env_id: str, family: str = "auto") -> EnvFamily:
     Raises:
         InputError: an unknown family, or an id that it does not know; names the nearest one.
     """
-    known: list[str] = []
+    asked: list[EnvFamily] = []
     for name in ENV_FAMILIES.names() if family == "auto" else [family]:
         kind = ENV_FAMILIES.find(name, "env_family")
         if not (isinstance(kind, type) and issubclass(kind, EnvFamily)):
-            raise InputError(
-                f"env_family: expected a subclass of dsrl_offpolicy.envs.family.EnvFamily, got {name}"
-            )
+            raise InputError(f"env_family: expected a subclass of envs.family.EnvFamily, {name} is none")
         found = kind()
         if found.owns(env_id):
             return found
-        known += found.tasks()
-    whose = (
-        "a MetaWorld or ManiSkill task or a registered Gymnasium id" if family == "auto" else f"one of {family}"
-    )
-    raise InputError(
-        f"env_id: expected {whose}, got {env_id!r}{did_you_mean(env_id, known)}{_not_installed(family)}"
-    )
+        asked.append(found)
+    whose = f"an environment of {family}"
+    if family == "auto":
+        whose = "a MetaWorld or ManiSkill task or a registered Gymnasium id"
+    near = did_you_mean(env_id, [task for found in asked for task in found.tasks()])
+    missing = "".join(f" ({found.missing()})" for found in asked if found.missing())
+    raise InputError(f"env_id: expected {whose}, got {env_id!r}{near}{missing}")
 
 
 def family_of(spec: EnvSpec) -> EnvFamily:
     """Return the family that a spec names, or that owns its id."""
     return find_family(spec.env_id, spec.env_family)
-
-
-def _not_installed(family: str) -> str:
-    import importlib.util
-
-    missing = family == "auto" and importlib.util.find_spec("mani_skill") is None
-    return " (ManiSkill, an extra, is not installed)" if missing else ""

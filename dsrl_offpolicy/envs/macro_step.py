@@ -45,7 +45,7 @@ class MacroStepEnv(gym.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         obs, _ = self.env.reset(seed=seed, options=options)
-        self._frames.extend([obs] * self.env_spec.obs_horizon)
+        self._frames.extend([_copy(obs)] * self.env_spec.obs_horizon)
         self._ended = None
         self._success = self._success_once = False
         self._return = 0.0
@@ -62,7 +62,7 @@ class MacroStepEnv(gym.Wrapper):
             if self._cameras is not None:
                 self._cameras.images_wanted = n >= rows - self.env_spec.obs_horizon
             obs, r, terminated, truncated, info = self.env.step(row)
-            self._frames.append(obs)
+            self._frames.append(_copy(obs))
             reward += self.env_spec.gamma**n * float(r)
             n += 1
             self._return += float(r)
@@ -98,6 +98,13 @@ class MacroStepEnv(gym.Wrapper):
             "episode_return": self._return,
             "episode_length": self._length,
         }
+
+
+def _copy(obs: Any) -> Any:
+    """A frame of its own: environments may write their next observation into the same memory."""
+    if isinstance(obs, Mapping):
+        return {name: _copy(part) for name, part in obs.items()}
+    return obs if obs is None or isinstance(obs, str) else np.array(obs)
 
 
 def _stack(frames: Sequence[Any]) -> Any:

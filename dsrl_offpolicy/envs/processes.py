@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import sys
 import threading
@@ -19,8 +20,10 @@ from gymnasium.vector.utils import batch_space
 from dsrl_offpolicy.envs.family import Capabilities, MacroVectorEnv
 from dsrl_offpolicy.errors import InputError
 
+BUILDING = 300.0
+"""Seconds that a process may take to build its environment, or ``timeout`` where that is more."""
 CLOSING = 10.0
-DIED = "died"
+DIED, SLOW = "died", "took more than"
 MOST_LOSSES = 3
 """Losses of one slot in a row that end the run: a process that always fails is not an accident."""
 
@@ -35,9 +38,9 @@ class ProcessVectorEnv(MacroVectorEnv):
     Args:
         make: builds one environment; picklable. Called once in this process, for its spaces.
         num_envs: processes.
-        timeout: seconds that one step or reset may take. (A new process is waited for until it has built its
-            environment.)
-        capabilities: those of the family.
+        timeout: seconds that one step or reset may take; a ``supervised_reset`` may take any.
+        capabilities: those of the family. Where processes may not be killed, one that hangs ends the run and is
+            left alone.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class ProcessVectorEnv(MacroVectorEnv):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
         self.timeout = timeout
+        self._build_timeout = max(timeout, BUILDING)
         self.capabilities = capabilities
         self._make = _Worker(make, self.single_observation_space, self.single_action_space)
         self._obs: list[Any] = [None] * num_envs
@@ -122,13 +126,18 @@ class ProcessVectorEnv(MacroVectorEnv):
         return self._observations(), reward, terminated, truncated, {**info, "lost": lost}
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Let every process close its environment; one that does not within ``CLOSING`` seconds is killed."""
+        """Let every process close its environment; one that does not within ``CLOSING`` seconds is killed, or
+        waited for where it may not be."""
         goodbyes = [threading.Thread(target=self._close, args=(slot,), daemon=True) for slot in self._slots]
         for goodbye in goodbyes:
             goodbye.start()
         deadline = time.monotonic() + min(CLOSING, self.timeout)
         for slot, goodbye in zip(self._slots, goodbyes, strict=True):
             goodbye.join(max(deadline - time.monotonic(), 0.0))
+            if goodbye.is_alive() and not self.capabilities.killable:
+                pid = slot.processes[0].pid
+                print(f"note: waiting for environment process {pid}, which may not be killed", file=sys.stderr)
+                goodbye.join()
             _kill(slot)
 
     def _close(self, slot: AsyncVectorEnv) -> None:
@@ -139,14 +148,20 @@ class ProcessVectorEnv(MacroVectorEnv):
 
     def _start_first(self, i: int) -> AsyncVectorEnv:
         for _ in range(MOST_LOSSES + 1):
-            with contextlib.suppress(OSError, EOFError):  # it died while it built its environment
+            try:
                 return self._start()
+            except multiprocessing.TimeoutError as error:
+                raise InputError(
+                    f"environment: expected process {i} to build its environment, it {error}"
+                ) from error
+            except (OSError, EOFError):  # it died while it built its environment
+                continue
         raise InputError(
             f"environment: expected process {i} to build its environment, it died {MOST_LOSSES + 1} times"
         )
 
     def _start(self) -> AsyncVectorEnv:
-        return AsyncVectorEnv([self._make], context="forkserver", autoreset_mode=AutoresetMode.DISABLED)
+        return _Slot(self._make, self._build_timeout, self.capabilities.killable)
 
     def _send(self, i: int, call: str, *args: Any, **kwargs: Any) -> None:
         self._unsent[i] = None
@@ -159,10 +174,11 @@ class ProcessVectorEnv(MacroVectorEnv):
         """The result of a call that was sent, or why there is none."""
         if self._unsent[i] is not None:
             return self._unsent[i]
+        left = max(deadline - time.monotonic(), 0.0)
         try:
-            return getattr(self._slots[i], call)(timeout=max(deadline - time.monotonic(), 0.0))
+            return getattr(self._slots[i], call)(timeout=left if math.isfinite(left) else None)
         except multiprocessing.TimeoutError:
-            return f"took more than {self.timeout:g} s"
+            return f"{SLOW} {self.timeout:g} s"
         except (EOFError, OSError):
             return DIED
         except Exception as error:  # whatever the simulator raised
@@ -170,16 +186,21 @@ class ProcessVectorEnv(MacroVectorEnv):
 
     def _receive_resets(self, chosen: Iterable[int]) -> None:
         """Wait for resets; a process that is lost meanwhile is replaced and reset again with the same seed."""
-        deadline = time.monotonic() + self.timeout
+        allowed = math.inf if self.capabilities.supervised_reset else self.timeout
+        deadline = time.monotonic() + allowed
         for i in chosen:
             while isinstance(result := self._wait(i, "reset_wait", deadline), str):
                 self._replace(i, result, "its episode begins anew")
-                deadline = time.monotonic() + self.timeout
+                deadline = time.monotonic() + allowed
             self._keep(i, *result)
 
     def _replace(self, i: int, reason: str, consequence: str) -> None:
         """A new process for slot ``i``, with a reset on its way."""
         process = self.processes[i]
+        if not self.capabilities.killable:
+            process.join(0.0 if reason.startswith(SLOW) else CLOSING)  # one that raised is closing its environment
+            if process.is_alive():
+                raise _not_killed(process, reason)
         _kill(self._slots[i])
         if reason == DIED:
             reason += f" (exit code {process.exitcode})"
@@ -191,6 +212,8 @@ class ProcessVectorEnv(MacroVectorEnv):
         print(f"note: environment process {i} {reason}; it is replaced, {consequence}", file=sys.stderr)
         try:
             self._slots[i] = self._start()
+        except multiprocessing.TimeoutError as error:
+            self._unsent[i] = str(error)
         except (OSError, EOFError):  # it died while it built its environment
             self._unsent[i] = DIED
         else:
@@ -235,6 +258,54 @@ class _Worker:
         stand_in: gym.Env = gym.Env()
         stand_in.observation_space, stand_in.action_space = self._spaces
         return stand_in
+
+
+def _has_text(space: gym.Space) -> bool:
+    parts = space.values() if isinstance(space, gym.spaces.Dict) else [space]
+    return any(isinstance(part, gym.spaces.Text) for part in parts)
+
+
+class _Slot(AsyncVectorEnv):
+    """One environment in a process, which may take only so long to build it.
+
+    Raises:
+        multiprocessing.TimeoutError: it took longer; the process is killed.
+        InputError: it took longer and may not be killed.
+        OSError, EOFError: it died meanwhile.
+    """
+
+    def __init__(self, make: _Worker, build_timeout: float, killable: bool) -> None:
+        self._build_timeout, self._killable = build_timeout, killable
+        super().__init__(
+            [make],
+            shared_memory=not _has_text(make().observation_space),  # Gymnasium reads no strings from it
+            context="forkserver",
+            autoreset_mode=AutoresetMode.DISABLED,
+        )
+
+    def _check_spaces(self) -> None:
+        """Wait for the environment to stand, which Gymnasium's own check does without end."""
+        [pipe] = self.parent_pipes
+        spaces = (self.observation_mode, self.single_observation_space, self.single_action_space)
+        pipe.send(("_check_spaces", spaces))
+        if not pipe.poll(self._build_timeout):
+            slow = f"{SLOW} {self._build_timeout:g} s to build its environment"
+            if not self._killable:
+                self.closed = True
+                raise _not_killed(self.processes[0], slow)
+            _kill(self)
+            raise multiprocessing.TimeoutError(slow)
+        same, succeeded = pipe.recv()
+        self._raise_if_errors([succeeded])
+        if not all(same):
+            raise RuntimeError("the environment in the process has other spaces than the one built here")
+
+
+def _not_killed(process: Any, reason: str) -> InputError:
+    return InputError(
+        f"environment: expected process {process.pid} to work, it {reason}; its family forbids killing it, so it "
+        "is left alone"
+    )
 
 
 def _kill(slot: AsyncVectorEnv) -> None:

@@ -18,8 +18,9 @@ class EnvSpec:
     Attributes:
         env_id: a MetaWorld task (``lever-pull-v3``), a ManiSkill task (``LiftPegUpright-v1``), or any
             ``gym.make`` id with a Box action space.
-        reward_mode: ``sparse`` is -1 per env step until success and 0 on the step that succeeds; ``dense`` is
-            the simulator's own reward, ``normalized_dense`` ManiSkill's of at most 1 per env step.
+        reward_mode: ``sparse`` is -1 per env step until success, 0 on the step that succeeds, and on a failure
+            that ends the episode what never succeeding costs (``rewards.sparse_reward``); ``dense`` is the
+            simulator's own reward, ``normalized_dense`` ManiSkill's of at most 1 per env step.
         reward_scale: factor on either.
         end_on_success: success terminates the episode.
         max_episode_steps: env steps until truncation; None keeps the simulator's own limit.

@@ -9,6 +9,7 @@ import numpy as np
 
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.rewards import sparse_reward
 
 SUCCESS_KEYS = ("success", "is_success")
 
@@ -25,13 +26,18 @@ class SuccessReward(gym.Wrapper):
         key = next((k for k in SUCCESS_KEYS if k in info), None)
         if key is None and self.env_spec.reward_mode == "sparse":
             raise no_success(self.env_spec)
-        success = bool(info[key]) if key else False
-        if self.env_spec.reward_mode == "sparse":
-            reward = 0.0 if success else -1.0
-        if self.env_spec.end_on_success and success:
+        spec, success = self.env_spec, key is not None and is_success(info[key])
+        if spec.reward_mode == "sparse":
+            reward = sparse_reward(success, bool(terminated), spec.gamma, 1.0)
+        if spec.end_on_success and success:
             terminated = True
         info = {**info, "success": success}
-        return obs, float(reward) * self.env_spec.reward_scale, bool(terminated), bool(truncated), info
+        return obs, float(reward) * spec.reward_scale, bool(terminated), bool(truncated), info
+
+
+def is_success(value: Any) -> bool:
+    """Return whether an environment says success; NaN is none."""
+    return bool(value == value) and bool(value)
 
 
 def no_success(spec: EnvSpec) -> InputError:

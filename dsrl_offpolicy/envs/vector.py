@@ -49,11 +49,13 @@ def make_macro_env(spec: EnvSpec) -> MacroStepEnv:
 
 def _make_in_process(spec: EnvSpec) -> MacroStepEnv:
     """One for :func:`make_vector_env`. Signals reach a whole process group and are for the learner to hear: Ctrl-C
-    is ignored, and after SIGTERM a worker lives on for as long as the learner may need to save. Until this is set
-    they are blocked, as they were in the process that started the fork server."""
+    is ignored, and after SIGTERM a worker lives on for as long as the learner may need to save, or until the
+    learner is gone where it may not be killed. Until this is set they are blocked, as they were in the process
+    that started the fork server."""
     if multiprocessing.parent_process() is not None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
+        killable = family_of(spec).capabilities(spec).killable
+        signal.signal(signal.SIGTERM, (lambda number, frame: signal.alarm(GRACE)) if killable else signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     return make_macro_env(spec)
 

@@ -14,7 +14,7 @@ from dsrl_offpolicy.contracts import BasePolicy, Encoding, LatentSource, observa
 from dsrl_offpolicy.envs.family import MacroVectorEnv
 from dsrl_offpolicy.errors import NonFiniteError
 from dsrl_offpolicy.evaluation.intervals import Interval, mean_interval, wilson_interval
-from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED
+from dsrl_offpolicy.seeding import FIRST_CHOOSING_SEED, FIRST_EVALUATION_SEED
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,27 @@ class EvaluationSummary:
     episode_return: Interval
     length: Interval
 
+    def numbers(self) -> dict[str, float | None]:
+        """Return every rate and mean by name, and its interval as ``_low`` and ``_high``: None for none."""
+        named = {
+            "success_once": self.success_once, "success_at_end": self.success_at_end,
+            "return": self.episode_return, "length": self.length,
+        }  # fmt: skip
+        return {name: value for name, interval in named.items() for name, value in interval.named(name).items()}
 
-def evaluation_seeds(episodes: int, first: int = 0) -> list[int]:
-    """The starts on which policies are compared, from number ``first`` on."""
-    return [FIRST_EVALUATION_SEED + first + i for i in range(episodes)]
+    def row(self) -> dict[str, float]:
+        """Return the evaluation as a row of metrics, which holds numbers only."""
+        return {name: value for name, value in self.numbers().items() if value is not None}
+
+
+def evaluation_seeds(episodes: int) -> list[int]:
+    """Return the starts on which results are reported: the same for every policy."""
+    return list(range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + episodes))
+
+
+def choosing_seeds(episodes: int) -> list[int]:
+    """Return the starts on which a checkpoint or a constant is chosen: none of them is reported on."""
+    return list(range(FIRST_CHOOSING_SEED, FIRST_CHOOSING_SEED + episodes))
 
 
 def summarise(outcomes: Sequence[EpisodeOutcome]) -> EvaluationSummary:

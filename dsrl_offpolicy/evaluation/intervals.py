@@ -10,15 +10,15 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % interval."""
+    """An estimate with its 95 % interval; ``low`` and ``high`` are None where the data allow none."""
 
     value: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
 
-    def overlaps(self, other: Interval) -> bool:
-        """Whether the two intervals share a point."""
-        return self.low <= other.high and other.low <= self.high
+    def named(self, name: str) -> dict[str, float | None]:
+        """Return ``name``, ``name_low`` and ``name_high``."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:
@@ -28,9 +28,11 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> In
 
 
 def mean_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
-    """Student's t interval of a mean. One value, or values without spread, give a point."""
+    """Student's t interval of a mean. One value has none; values without spread give a point."""
     mean = float(np.mean(values))
-    error = float(stats.sem(values)) if len(values) > 1 else 0.0
+    if len(values) < 2:
+        return Interval(mean)
+    error = float(stats.sem(values))
     if error == 0.0:
         return Interval(mean, mean, mean)
     low, high = stats.t.interval(confidence, len(values) - 1, loc=mean, scale=error)

@@ -1,23 +1,28 @@
-"""``metrics.jsonl`` of a run folder, as it is read: a JSON object of finite numbers a line."""
+"""``metrics.jsonl`` of a run folder, as it is read: finite numbers by name and a group, a line a row."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.files.plain import Number, checked
+from dsrl_offpolicy.files.plain import checked, is_finite_number, shown
 
 NAME = "metrics.jsonl"
 
+Group = Literal["stage0", "encoder", "stage1", "train", "eval", "diag", "stages"]
+"""What a row is of: training in Stage 0, of its image encoder, in Stage 1, in Stage 2 (``train``); an evaluation
+by episodes; a check of what was learnt (``diag``); the stages of a quickstart that are done."""
+
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run. What a killed run left of a last line, without its end, is no row.
+    """Read the rows of a run. What a killed run left of a last line, without its end, is no row.
 
     Raises:
-        InputError: no such file, or another line that is no JSON object of finite numbers.
+        InputError: no such file, or another line that is no row.
     """
     path = folder / NAME
     try:
@@ -28,19 +33,44 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def metrics_row(line: str, where: str) -> dict[str, Any]:
-    """The numbers by name that a line holds.
+    """Read a line: numbers by name, and its ``group``, which rows of earlier versions do not say.
 
     Raises:
-        InputError: it holds something else, or a number that is not finite.
+        InputError: it holds something else, an unknown group, or a number that is not finite.
     """
     row = json_object(line, where)
     for name, value in row.items():
-        checked(value, Number, f"{where}: {name}")
+        if name == "group":
+            checked(value, Group, f"{where}: group")
+        elif not is_finite_number(value):
+            raise InputError(f"{where}: {name}: expected a finite number, got {shown(value)}")
     return row
 
 
+def rows_of(rows: Iterable[Mapping[str, Any]], group: Group, names: Iterable[str] = ()) -> list[Mapping[str, Any]]:
+    """Return the rows of one group that hold all of ``names``."""
+    return [row for row in rows if group_of(row) == group and all(name in row for name in names)]
+
+
+def group_of(row: Mapping[str, Any]) -> str:
+    """Return the group that a row says. Rows of earlier versions say none: it is told from their names."""
+    if "group" in row:
+        return str(row["group"])
+    if any(name.endswith("success_once") for name in row):
+        return "eval"
+    if "stages_done" in row:
+        return "stages"
+    if any(name.startswith("verification/") for name in row):
+        return "diag"
+    if "env_steps" in row:
+        return "train"
+    if "nll_loss" in row:
+        return "stage1"
+    return "stage0" if "q_mean" in row else "encoder"
+
+
 def json_object(text: str, where: str) -> dict[str, Any]:
-    """What a text of JSON holds.
+    """Read a JSON object.
 
     Raises:
         InputError: no JSON, or no object.

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 import yaml
 from filelock import FileLock, Timeout
-from torch.utils.tensorboard import SummaryWriter
 
 from dsrl_offpolicy.configs.loading import to_plain
 from dsrl_offpolicy.errors import InputError, NonFiniteError
 from dsrl_offpolicy.files.atomic import write_atomically
-from dsrl_offpolicy.files.metrics import metrics_row
+from dsrl_offpolicy.files.metrics import NAME, Group, metrics_row
+from dsrl_offpolicy.files.run_kind import write_kind
+from dsrl_offpolicy.tracking.sink import LoggedRow, find_sinks
 
 Scalar = float | int | torch.Tensor
 
@@ -44,50 +45,37 @@ def create_run_folder(out: Path | None, default_name: str) -> Path:
 
 
 class Run:
-    """Writes ``config.yaml``, ``metrics.jsonl``, TensorBoard events, ``summary.json`` and, asked for, W&B.
+    """Writes ``config.yaml``, ``run.json``, ``metrics.jsonl`` and ``summary.json``, and feeds the job's loggers.
 
     Args:
         path: an existing run folder, empty unless ``resume`` is given.
-        config: the resolved config.
-        track: also log to Weights & Biases.
-        wandb_project: its project.
-        resume: a :meth:`state_dict`: rows written after it are dropped, and the run goes on from there. (Weights &
-            Biases keeps such rows: its history only grows.)
+        config: the resolved config; it names the loggers.
+        resume: a :meth:`state_dict`: rows written after it are dropped, and the run goes on from there.
 
     Raises:
-        InputError: tracking without the package, or another process at work in the folder.
+        InputError: a logger that cannot be opened, or another process at work in the folder.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        config: Any,
-        *,
-        track: bool = False,
-        wandb_project: str = "",
-        resume: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, path: Path, config: Any, *, resume: Mapping[str, Any] | None = None) -> None:
         self.path = path
         self._lock = _lock(path)
         self._start = time.monotonic() - (60 * resume["minutes"] if resume else 0.0)
         self._rows: int = resume["rows"] if resume else 0
-        self._last_step: int = resume["step"] if resume else 0
         plain = to_plain(config)
         if resume:
-            self._rows = _keep_rows(path / "metrics.jsonl", self._rows)
+            self._rows = _keep_rows(path / NAME, self._rows)
         else:
             (path / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
-        wandb_id = resume["wandb_id"] if resume else None
-        self._wandb = _start_wandb(path, plain, wandb_project, wandb_id) if track else None
-        self._metrics = (path / "metrics.jsonl").open("a" if resume else "x")
-        purge = self._last_step + 1 if resume else None
-        self._writer = SummaryWriter(str(path / "tensorboard"), purge_step=purge)
+            write_kind(path, config.kind)
+        self._metrics = (path / NAME).open("a" if resume else "x")
+        states = _sink_states(resume) if resume else {}
+        self._sinks = {name: sink(path, plain, states.get(name)) for name, sink in find_sinks(config).items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Where the logs stand, for a run that goes on from here; what was logged is on disk then."""
         os.fsync(self._metrics.fileno())
-        wandb_id = self._wandb.id if self._wandb is not None else None
-        return {"minutes": self.minutes, "rows": self._rows, "step": self._last_step, "wandb_id": wandb_id}
+        sinks = {name: sink.state() for name, sink in self._sinks.items()}
+        return {"minutes": self.minutes, "rows": self._rows, "sinks": sinks}
 
     @property
     def rows(self) -> int:
@@ -104,37 +92,34 @@ class Run:
         """Wall-clock since the run began."""
         return (time.monotonic() - self._start) / 60
 
-    def log(self, metrics: Mapping[str, Scalar], axes: Mapping[str, int], prefix: str = "") -> dict[str, float]:
-        """One row of metrics; this is where the host waits for the device.
+    def log(self, group: Group, metrics: Mapping[str, Scalar], axes: Mapping[str, int]) -> dict[str, Any]:
+        """Write one row of metrics and return it; this is where the host waits for the device.
 
         Args:
+            group: what the row is of.
             metrics: scalars.
-            axes: counters, the first being TensorBoard's x-axis (``env_steps``, ``gradient_steps``, ...).
-            prefix: group in TensorBoard.
+            axes: counters, the first being the loggers' x axis (``env_steps``, ``gradient_steps``, ...).
 
         Raises:
             NonFiniteError: which ends the run before a checkpoint keeps it.
             InputError: the logs cannot be written (a full disk).
         """
-        row = {name: float(value) for name, value in metrics.items()}
-        for name, value in row.items():
+        numbers = {name: float(value) for name, value in metrics.items()}
+        for name, value in numbers.items():
             if not math.isfinite(value):
                 raise NonFiniteError(
-                    f"{name}: expected a finite number, got {value} at {dict(axes)}", {"metrics": row}
+                    f"{name}: expected a finite number, got {value} at {dict(axes)}", {"metrics": numbers}
                 )
-        line = {**axes, "minutes": round(self.minutes, 4), **row}
-        step = next(iter(axes.values()))
+        row = LoggedRow(group, axes, round(self.minutes, 4), numbers)
         try:
-            self._metrics.write(json.dumps(line) + "\n")
+            self._metrics.write(json.dumps(row.line) + "\n")
             self._metrics.flush()
-            for name, value in row.items():
-                self._writer.add_scalar(f"{prefix}/{name}" if prefix else name, value, step)
+            for sink in self._sinks.values():
+                sink.log(row)
         except OSError as error:
             raise InputError(f"{self.path}: expected logs that can be written, got: {error.strerror}") from error
-        self._rows, self._last_step = self._rows + 1, max(self._last_step, step)
-        if self._wandb is not None:
-            self._wandb.log(line)
-        return row
+        self._rows += 1
+        return row.line
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """``summary.json``: what the run came to; whole or not at all."""
@@ -143,11 +128,9 @@ class Run:
 
     def close(self) -> None:
         """Flush and close every writer. One that could not write has said so before."""
-        for writer in (self._metrics, self._writer):
+        for close in (self._metrics.close, *(sink.close for sink in self._sinks.values())):
             with contextlib.suppress(OSError):
-                writer.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+                close()
         self._lock.release()
 
     def __enter__(self) -> Run:
@@ -191,16 +174,9 @@ def _is_row(line: bytes) -> bool:
     return line.endswith(b"\n")
 
 
-def _start_wandb(path: Path, config: dict[str, Any], project: str, run_id: str | None) -> Any:
-    try:
-        import wandb
-    except ImportError as error:
-        raise InputError(
-            "track: expected the package wandb (pip install 'dsrl_offpolicy[track]'), got none"
-        ) from error
-    # Without a login there is nobody to ask: log offline, to be synchronised later by `wandb sync`.
-    mode: Any = None if wandb.setup().settings.mode != "online" or wandb.api.api_key else "offline"
-    resume: Any = "allow" if run_id else None
-    return wandb.init(
-        project=project, name=path.name, dir=str(path), config=config, mode=mode, id=run_id, resume=resume
-    )
+def _sink_states(resume: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The loggers' states by name. Saves of earlier versions hold them under other names."""
+    if "sinks" in resume:
+        return resume["sinks"]
+    wandb = {"wandb": {"id": resume["wandb_id"]}} if resume.get("wandb_id") else {}
+    return {"tensorboard": {"step": resume.get("step", 0)}, **wandb}

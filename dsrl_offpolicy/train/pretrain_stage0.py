@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dsrl_offpolicy.agents.awsc import EncoderTraining
 from dsrl_offpolicy.base_policies.observation_encoder import ObservationEncoder
@@ -17,39 +20,36 @@ from dsrl_offpolicy.configs.jobs import Stage0Config
 from dsrl_offpolicy.demos.windows import cut_windows, stack_images, stack_poses, stack_states
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, summarise
-from dsrl_offpolicy.files.checkpoint import file_digest, save_checkpoint
-from dsrl_offpolicy.files.plain import reading
+from dsrl_offpolicy.files.checkpoint import save_checkpoint
+from dsrl_offpolicy.files.plain import check_fields, reading
 from dsrl_offpolicy.models.latent_sources import prior_source
 from dsrl_offpolicy.seeding import restore_random_states, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
-from dsrl_offpolicy.tracking.run import create_run_folder
-from dsrl_offpolicy.train.demo_files import encode_demonstrations, load_demonstrations
-from dsrl_offpolicy.train.interruption import EvaluationStopped
-from dsrl_offpolicy.train.offline_run import OfflineRun, offline_run
-from dsrl_offpolicy.train.stage0_parts import base_spec, build_agent, to_batch, window_spec
-from dsrl_offpolicy.train.wiring import (
-    base_env_spec,
-    check_fit,
-    command,
-    config_of_run,
-    require_file,
-    start_torch,
+from dsrl_offpolicy.train.base_env import base_env_spec, check_fit
+from dsrl_offpolicy.train.command import command, config_of_run
+from dsrl_offpolicy.train.demonstrations import (
+    demonstrations_digest,
+    encode_demonstrations,
+    load_demonstrations,
+    to_batch,
+    window_spec,
 )
+from dsrl_offpolicy.train.run import STAGE0, Resumable, TrainingRun, run_folder, training_run
+from dsrl_offpolicy.train.stage0_learner import base_spec, build_agent
+from dsrl_offpolicy.train.start import require_file, start_torch
 
 
-class Stage0:
-    """One Stage 0 run: what it is made of, and its parts: the image encoder, then everything else.
+class Stage0(Resumable):
+    """One Stage 0 run: what it is made of, its parts (the image encoder, then everything else), and its state.
 
     Args:
-        config: its settings.
-        resume: a run folder that an interrupted run of these settings left; it goes on there.
+        config: its settings; ``resume`` names the folder of an interrupted run of them, which goes on.
     """
 
-    def __init__(self, config: Stage0Config, resume: Path | None = None) -> None:
+    def __init__(self, config: Stage0Config) -> None:
         self.config = config
-        self.resume = resume
         self.device = device = start_torch(config)
-        what = "an HDF5 file of demonstrations (dsrl demos writes one)"
+        what = "a file of demonstrations (dsrl demos writes one)"
         self.demos = load_demonstrations(
             config,
             require_file(config.demo_path, "demo_path", what),
@@ -60,7 +60,10 @@ class Stage0:
         )
         self.spec = spec = base_spec(config, self.demos)
         self.windows = cut_windows(
-            self.demos.trajectories, self.demos.control_mode, window_spec(spec.info, spec.rewards)
+            self.demos.trajectories,
+            self.demos.control_mode,
+            window_spec(spec.info, spec.rewards),
+            has_gripper=self.demos.has_gripper,
         )
         states = torch.from_numpy(stack_states(self.demos.trajectories))
         self.encoder = ObservationEncoder.fit(states, spec.build_visual()).to(device)
@@ -74,11 +77,10 @@ class Stage0:
     def run(self) -> Path:
         """Train and save ``checkpoints/last.pt``. Returns the run folder."""
         config = self.config
-        default = f"dsrl_offpolicy_stage0-{config.env_id}-seed{config.seed}"
-        folder = self.resume or create_run_folder(config.out, default)
-        same = {"device": self.device.type, "demonstrations": file_digest(self.demos.path)}
-        with offline_run(folder, config, "dsrl pretrain", same, resume=self.resume is not None) as run:
-            if self.spec.image_channels and (run.state is None or run.state["encoder_training"] is not None):
+        folder = run_folder(STAGE0, config)
+        same = {"device": self.device.type, "demonstrations": demonstrations_digest(config)}
+        with training_run(STAGE0, self, config, folder, same) as run:
+            if self.spec.image_channels and (run.resumed is None or run.resumed["encoder_training"] is not None):
                 self._train_encoder(run)
             self._train(run)
             content = self._content()
@@ -96,7 +98,7 @@ class Stage0:
             run.tracker.write_summary(summary)
         return folder
 
-    def _train_encoder(self, run: OfflineRun) -> None:
+    def _train_encoder(self, run: TrainingRun) -> None:
         """Train the image encoder. All images are held in memory, as bytes."""
         config, trajectories, device = self.config, self.demos.trajectories, self.device
         found = stack_poses(trajectories)
@@ -115,68 +117,67 @@ class Stage0:
         self.encoder.visual.fit(images)
         chunks, rows = torch.from_numpy(self.windows.chunks), torch.from_numpy(self.windows.rows)
         self.sampler = torch_generator(config.seed, "stage0_encoder_batches")
-        if run.state is not None:
-            self._restore(run.state)
-        with ProgressReport("encoder", config.encoder_iters, "gradient steps") as progress:
-            while True:
-                run.between_steps(self.step, config.encoder_iters, self._state)
-                if self.step == config.encoder_iters:
-                    break
-                index = torch.randint(len(rows), (config.encoder_batch_size,), generator=self.sampler)
-                batch = rows[index]
-                metrics = training.update(
-                    states[batch.to(device)],
-                    images[batch].to(device),
-                    chunks[index].to(device),
-                    poses[batch[:, -1].to(device)] if poses is not None else None,
-                )
-                self.step += 1
-                if self.step % config.log_freq == 0 or self.step == config.encoder_iters:
-                    row = run.tracker.log(metrics, {"gradient_steps": self.step}, "encoder")
-                    progress.report(self.step, {k: row[k] for k in metrics})
+        if run.resumed is not None:
+            self.restore(run.resumed)
+
+        def update() -> dict[str, Tensor]:
+            index = torch.randint(len(rows), (config.encoder_batch_size,), generator=self.sampler)
+            batch = rows[index]
+            return training.update(
+                states[batch.to(device)],
+                images[batch].to(device),
+                chunks[index].to(device),
+                poses[batch[:, -1].to(device)] if poses is not None else None,
+            )
+
+        self._loop(run, update, "encoder")
         self.encoder_training, self.step = None, 0
 
-    def _train(self, run: OfflineRun) -> None:
+    def _train(self, run: TrainingRun) -> None:
         """Train everything else on the table of encoded frames; the encoder is frozen."""
-        config, total = self.config, self.config.total_iters
+        config, device = self.config, self.device
         self.encoder.requires_grad_(False)
-        self.sampler = torch_generator(config.seed, "stage0_batches", self.device)
-        if run.state is not None and run.state["encoder_training"] is None:
-            self._restore(run.state)
-        data = to_batch(self.windows, encode_demonstrations(self.demos, self.encoder.encode_frames, self.device))
-        with ProgressReport("stage0", total, "gradient steps") as progress:
+        self.sampler = torch_generator(config.seed, "stage0_batches", device)
+        if run.resumed is not None and run.resumed["encoder_training"] is None:
+            self.restore(run.resumed)
+        data = to_batch(self.windows, encode_demonstrations(self.demos, self.encoder.encode_frames, device))
+
+        def update() -> dict[str, Tensor]:
+            index = torch.randint(len(data), (config.batch_size,), generator=self.sampler, device=device)
+            return self.agent.update(data.gather(index))
+
+        self._loop(run, update)
+
+    def _loop(
+        self,
+        run: TrainingRun,
+        update: Callable[[], dict[str, Tensor]],
+        part: Literal["stage0", "encoder"] = "stage0",
+    ) -> None:
+        """Save, update, log, until the gradient steps of this part are done."""
+        _, total = self.progress()
+        with ProgressReport(part, total, "gradient steps") as progress:
             while True:
-                run.between_steps(self.step, total, self._state)
+                run.between_steps()
                 if self.step == total:
                     break
-                index = torch.randint(len(data), (config.batch_size,), generator=self.sampler, device=self.device)
-                metrics = self.agent.update(data.gather(index))
+                metrics = update()
                 self.step += 1
-                if self.step % config.log_freq == 0 or self.step == total:
-                    row = run.tracker.log(metrics, {"gradient_steps": self.step})
-                    progress.report(self.step, {k: row[k] for k in ("flow_loss", "critic_loss", "q_mean")})
+                if self.step % self.config.log_freq == 0 or self.step == total:
+                    row = run.tracker.log(part, metrics, {"gradient_steps": self.step})
+                    shown = metrics if part == "encoder" else ("flow_loss", "critic_loss", "q_mean")
+                    progress.report(self.step, {name: row[name] for name in shown})
 
-    def _state(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on; once the encoder is trained nothing of its training."""
-        training = self.encoder_training
-        return {
-            "gradient_steps": self.step,
-            "training": self.agent.training_state(),
-            "encoder": self.encoder.state_dict(),
-            "encoder_training": training.training_state() if training is not None else None,
-            "sampler": self.sampler.get_state(),
-        }
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`_state`."""
-        with reading("resume: state of the run", "that of a run of these settings"):
-            self.step = state["gradient_steps"]
-            self.agent.load_training_state(state["training"])
-            self.encoder.load_state_dict(state["encoder"])
-            if self.encoder_training is not None:
-                self.encoder_training.load_training_state(state["encoder_training"])
-            self.sampler.set_state(state["sampler"])
-        restore_random_states(state["random"])
+    def _evaluate(self, policy: ShortcutFlowPolicy, run: TrainingRun) -> dict[str, Any]:
+        """Evaluate the finished base policy; a run that resumes makes up for it."""
+        config = self.config
+        env_spec = base_env_spec(
+            policy.info, policy.spec.rewards, config, end_on_success=config.eval_end_on_success
+        )
+        seeds = evaluation_seeds(config.eval_episodes)
+        with closing(make_vector_env(env_spec, config.num_envs)) as env:
+            outcomes = run_episodes(env, policy, run.listening(prior_source()), seeds, self.device)
+        return asdict(summarise(outcomes))
 
     def _content(self) -> dict[str, Any]:
         """The checkpoint for other jobs: all that rebuilds the base policy, and what training it left."""
@@ -193,30 +194,41 @@ class Stage0:
             "gradient_steps": self.step,
         }
 
-    def _evaluate(self, policy: ShortcutFlowPolicy, run: OfflineRun) -> dict[str, Any]:
-        """A signal ends it and the run, which is saved at its last gradient step."""
-        config = self.config
-        env_spec = base_env_spec(
-            policy.info, policy.spec.rewards, config, end_on_success=config.eval_end_on_success
-        )
-        env = make_vector_env(env_spec, config.num_envs)
-        seeds = evaluation_seeds(config.eval_episodes)
-        try:
-            outcomes = run_episodes(env, policy, run.stop.listening(prior_source()), seeds, self.device)
-        except EvaluationStopped:
-            run.between_steps(self.step, config.total_iters, self._state)  # a signal came: raises Interrupted
-            raise
-        finally:
-            env.close()
-        return asdict(summarise(outcomes))
+    def progress(self) -> tuple[int, int]:
+        """Gradient steps of the part that is trained."""
+        encoder = self.encoder_training is not None
+        return self.step, self.config.encoder_iters if encoder else self.config.total_iters
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on; once the encoder is trained nothing of its training."""
+        training = self.encoder_training
+        return {
+            "gradient_steps": self.step,
+            "training": self.agent.training_state(),
+            "encoder": self.encoder.state_dict(),
+            "encoder_training": training.training_state() if training is not None else None,
+            "sampler": self.sampler.get_state(),
+        }
+
+    def check(self, state: Mapping[str, Any], where: str) -> None:
+        """Types; :meth:`restore` holds the rest."""
+        check_fields(state, {"gradient_steps": int, "sampler": Tensor}, where)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`state`."""
+        with reading("resume: state of the run", "that of a run of these settings"):
+            self.step = state["gradient_steps"]
+            self.agent.load_training_state(state["training"])
+            self.encoder.load_state_dict(state["encoder"])
+            if self.encoder_training is not None:
+                self.encoder_training.load_training_state(state["encoder_training"])
+            self.sampler.set_state(state["sampler"])
+        restore_random_states(state["random"])
 
 
 def run(config: Stage0Config) -> Path:
     """Train, or go on with an interrupted run. Returns the run folder."""
-    if config.resume is not None:
-        settings = config_of_run(config, "stage0_pretrain.yaml")
-        return Stage0(settings, resume=config.resume.expanduser()).run()
-    return Stage0(config).run()
+    return Stage0(config_of_run(config, "stage0_pretrain.yaml")).run()
 
 
 main = command(Stage0Config, "stage0_pretrain.yaml", "dsrl pretrain")(run)

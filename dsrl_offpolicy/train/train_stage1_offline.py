@@ -3,67 +3,50 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from contextlib import closing, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
 from torch import Tensor
 
 from dsrl_offpolicy.agents.aw_mle import AWMLEAgent, CandidatePool
 from dsrl_offpolicy.analysis.live import HealthMonitor
 from dsrl_offpolicy.configs.jobs import Stage1Config
-from dsrl_offpolicy.contracts import ActionCritic, BasePolicy
-from dsrl_offpolicy.demos.windows import cut_windows, split_episodes
+from dsrl_offpolicy.envs.family import MacroVectorEnv
 from dsrl_offpolicy.envs.vector import make_vector_env
-from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, summarise
 from dsrl_offpolicy.evaluation.intervals import mean_interval
-from dsrl_offpolicy.files.checkpoint import file_digest
-from dsrl_offpolicy.files.plain import reading
-from dsrl_offpolicy.models.latent_q_network import LatentCritic
+from dsrl_offpolicy.files.plain import check_fields, reading
 from dsrl_offpolicy.models.latent_sources import policy_source
 from dsrl_offpolicy.seeding import restore_random_states, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
-from dsrl_offpolicy.tracking.run import create_run_folder
-from dsrl_offpolicy.train.demo_files import encode_demonstrations, image_shape, load_demonstrations
-from dsrl_offpolicy.train.interruption import EvaluationStopped
-from dsrl_offpolicy.train.offline_run import OfflineRun, offline_run
-from dsrl_offpolicy.train.stage0_parts import window_spec
+from dsrl_offpolicy.train.base_env import base_env_spec, check_fit
+from dsrl_offpolicy.train.choosing import Best, evaluate
+from dsrl_offpolicy.train.command import command, config_of_run
+from dsrl_offpolicy.train.demonstrations import demonstrations_digest, load_states
+from dsrl_offpolicy.train.run import STAGE1, Resumable, TrainingRun, run_folder, training_run
+from dsrl_offpolicy.train.stage1_learner import build_agent, critic_of, pool_size
+from dsrl_offpolicy.train.start import load_base, note_other_task, require_file, start_torch
 from dsrl_offpolicy.train.steering_files import save_steering
-from dsrl_offpolicy.train.wiring import (
-    base_env_spec,
-    build_layout,
-    check_fit,
-    command,
-    config_of_run,
-    control_mode_of,
-    load_base,
-    note_other_task,
-    require_file,
-    start_torch,
-)
-
-POOL_BYTES = 2**30
-"""Memory that ``candidate_pool=auto`` takes at most."""
 
 
-class Stage1:
-    """One Stage 1 run: what it is made of, and its loop.
+class Stage1(Resumable):
+    """One Stage 1 run: what it is made of, its loop, and its state.
 
     Args:
-        config: its settings.
-        resume: a run folder that an interrupted run of these settings left; it goes on there.
+        config: its settings; ``resume`` names the folder of an interrupted run of them, which goes on.
     """
 
-    def __init__(self, config: Stage1Config, resume: Path | None = None) -> None:
+    def __init__(self, config: Stage1Config) -> None:
         self.config = config
-        self.resume = resume
         self.device = device = start_torch(config)
         self.base = load_base(config, device)
-        self.action_critic = _critic_of(self.base)
-        self.states, self.held_out = load_states(config, self.base, device)
+        self.action_critic = critic_of(self.base)
+        what = "a file of demonstrations (dsrl demos writes one)"
+        self.demo_path = require_file(config.demo_path, "demo_path", what)
+        self.states, self.held_out, self.held_out_episodes = load_states(config, self.demo_path, self.base, device)
         self.agent = build_agent(config, self.base, device)
         self.sampler = torch_generator(config.seed, "stage1_batches", device)
         self.env_spec = base_env_spec(
@@ -73,35 +56,34 @@ class Stage1:
             check_fit(self.base.info, self.env_spec)
         self.step = 0
         self.evaluated = 0
-        self.best = -1.0
+        self.best = Best()
         self.evaluation: dict[str, Any] | None = None
 
     def run(self) -> Path:
         """Train, verify on held-out states, evaluate in the environment. Returns the run folder."""
         config = self.config
-        default = f"dsrl_offpolicy_stage1-{config.env_id}-seed{config.seed}"
-        folder = self.resume or create_run_folder(config.out, default)
+        folder = run_folder(STAGE1, config)
         note_other_task(self.base.info, config.env_id)
-        with offline_run(folder, config, "dsrl stage1", self._same(), resume=self.resume is not None) as run:
+        same = {
+            "device": self.device.type,
+            "demonstrations": demonstrations_digest(config),
+            "base": self.base.fingerprint() + self.action_critic.fingerprint(),
+        }
+        with training_run(STAGE1, self, config, folder, same) as run:
             pool = self._pool()
-            if run.state is not None:
-                self._restore(run.state)
+            if run.resumed is not None:
+                self.restore(run.resumed)
             env = make_vector_env(self.env_spec, config.num_envs) if config.eval_freq else None
-            try:
+            with closing(env) if env is not None else nullcontext():
                 self._loop(run, pool, env)
-            finally:
-                if env is not None:
-                    env.close()
-            self._save(run.tracker.checkpoints / "last.pt")
-            verification = verify(self.agent, self.held_out, config)
-            run.tracker.log(
-                {f"verification/{k}": v for k, v in verification.items()}, {"gradient_steps": self.step}
-            )
+            self._save_policy(run.tracker.checkpoints / "last.pt")
+            verification = verify(self.agent, self.held_out, self.held_out_episodes, config)
+            run.tracker.log("diag", verification, {"gradient_steps": self.step})
             run.tracker.write_summary(
                 {
                     "gradient_steps": self.step,
                     "evaluation": self.evaluation,
-                    "best_eval_success_once": self.best if self.evaluation is not None else None,
+                    "best_eval_success_once": self.best.success if self.evaluation is not None else None,
                     "verification": verification,
                     "minutes": round(run.tracker.minutes, 3),
                 }
@@ -114,24 +96,25 @@ class Stage1:
         size = pool_size(self.config, len(self.states), self.agent.layout.dim + self.action_critic.heads)
         return CandidatePool(self.agent, self.states, size) if size else None
 
-    def _loop(self, run: OfflineRun, pool: CandidatePool | None, env: gym.vector.VectorEnv | None) -> None:
-        config, total = self.config, self.config.total_iters
+    def _loop(self, run: TrainingRun, pool: CandidatePool | None, env: MacroVectorEnv | None) -> None:
+        """Evaluate, save, update, until the gradient steps are done."""
+        config, total, states = self.config, self.config.total_iters, self.states
         health = HealthMonitor(config, run.tracker.path)
         with ProgressReport("stage1", total, "gradient steps") as progress:
             while True:
                 if env is not None and self._evaluation_due():
                     self._evaluate(run, env)
-                run.between_steps(self.step, total, self._state)
+                run.between_steps()
                 if self.step == total:
                     break
                 index = torch.randint(
-                    len(self.states), (config.batch_size,), generator=self.sampler, device=self.device
+                    len(states), (config.batch_size,), generator=self.sampler, device=self.device
                 )
-                metrics = self.agent.update(self.states[index], pool.draw(index) if pool else None)
+                metrics = self.agent.update(states[index], pool.draw(index) if pool else None)
                 self.step += 1
                 if self.step % config.log_freq == 0 or self.step == total:
-                    row = run.tracker.log(metrics, {"gradient_steps": self.step})
-                    health.observe({"gradient_steps": self.step, **row})
+                    row = run.tracker.log("stage1", metrics, {"gradient_steps": self.step})
+                    health.observe(row)
                     shown = ("nll_loss", "kl_loss", "eff_num", "corr_A_logprob")
                     progress.report(self.step, {name: row[name] for name in shown})
 
@@ -139,57 +122,17 @@ class Stage1:
         at = self.step % self.config.eval_freq == 0 or self.step == self.config.total_iters
         return at and self.step > self.evaluated
 
-    def _evaluate(self, run: OfflineRun, env: gym.vector.VectorEnv) -> None:
-        """A signal ends it, to be made up for when the run goes on."""
+    def _evaluate(self, run: TrainingRun, env: MacroVectorEnv) -> None:
+        """Evaluate the policy, and keep it where it is the best so far."""
         config = self.config
         source = policy_source(self.agent.policy, deterministic=config.eval_deterministic)
-        seeds = evaluation_seeds(config.eval_episodes)
-        try:
-            outcomes = run_episodes(env, self.base, run.stop.listening(source), seeds, self.device)
-        except EvaluationStopped:
-            return
-        summary = summarise(outcomes)
-        row = {
-            "success_once": summary.success_once.value,
-            "success_at_end": summary.success_at_end.value,
-            "return": summary.episode_return.value,
-        }
-        run.tracker.log(row, {"gradient_steps": self.step}, "eval")
+        summary = evaluate(run, env, self.base, source, config.eval_episodes, self.device)
+        run.tracker.log("eval", summary.row(), {"gradient_steps": self.step})
         self.evaluated, self.evaluation = self.step, asdict(summary)
-        if row["success_once"] > self.best:
-            self.best = row["success_once"]
-            self._save(run.tracker.checkpoints / "best_eval_success_once.pt")
+        if self.best.improved_by(summary):
+            self._save_policy(run.tracker.checkpoints / "best_eval_success_once.pt")
 
-    def _same(self) -> dict[str, str]:
-        """What must not have changed when the run goes on. A digest reads the demonstrations once more."""
-        assert self.config.demo_path is not None
-        return {
-            "device": self.device.type,
-            "demonstrations": file_digest(self.config.demo_path.expanduser()),
-            "base": self.base.fingerprint() + self.action_critic.fingerprint(),
-        }
-
-    def _state(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on, but the pool."""
-        return {
-            "gradient_steps": self.step,
-            "training": self.agent.training_state(),
-            "sampler": self.sampler.get_state(),
-            "evaluated": self.evaluated,
-            "best": self.best,
-            "evaluation": self.evaluation,
-        }
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`_state`."""
-        with reading("resume: state of the run", "that of a run of these settings"):
-            self.step = state["gradient_steps"]
-            self.agent.load_training_state(state["training"])
-            self.sampler.set_state(state["sampler"])
-            self.evaluated, self.best, self.evaluation = state["evaluated"], state["best"], state["evaluation"]
-        restore_random_states(state["random"])
-
-    def _save(self, path: Path) -> None:
+    def _save_policy(self, path: Path) -> None:
         """The latent policy, and what it was distilled into, for other jobs."""
         config, agent = self.config, self.agent
         extra: dict[str, Any] = {
@@ -208,138 +151,68 @@ class Stage1:
             }
         save_steering(path, "stage1", agent.policy, self.base, config.actor_hidden_dims, extra)
 
+    def progress(self) -> tuple[int, int]:
+        """Gradient steps."""
+        return self.step, self.config.total_iters
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on, but the pool."""
+        return {
+            "gradient_steps": self.step,
+            "training": self.agent.training_state(),
+            "sampler": self.sampler.get_state(),
+            "evaluated": self.evaluated,
+            **self.best.state_dict(),
+            "evaluation": self.evaluation,
+        }
+
+    def check(self, state: Mapping[str, Any], where: str) -> None:
+        """Types; :meth:`restore` holds the rest."""
+        check_fields(state, {"gradient_steps": int, "sampler": Tensor}, where)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`state`."""
+        with reading("resume: state of the run", "that of a run of these settings"):
+            self.step = state["gradient_steps"]
+            self.agent.load_training_state(state["training"])
+            self.sampler.set_state(state["sampler"])
+            self.evaluated, self.evaluation = state["evaluated"], state["evaluation"]
+            self.best.load_state_dict(state)
+        restore_random_states(state["random"])
+
 
 def run(config: Stage1Config) -> Path:
     """Train, or go on with an interrupted run. Returns the run folder."""
-    if config.resume is not None:
-        settings = config_of_run(config, "stage1_offline.yaml")
-        return Stage1(settings, resume=config.resume.expanduser()).run()
-    return Stage1(config).run()
+    return Stage1(config_of_run(config, "stage1_offline.yaml")).run()
 
 
-def _critic_of(base: BasePolicy) -> ActionCritic:
-    """The Q^A that AW-MLE scores candidates with.
+def verify(agent: AWMLEAgent, states: Tensor, episodes: Tensor, config: Stage1Config) -> dict[str, float]:
+    """The seed's check: E[Q(s, w)] under policy and prior on held-out states.
 
-    Raises:
-        InputError: the base policy has none.
-    """
-    if base.critic is None:
-        raise InputError(
-            "base: Stage 1 scores candidates with an action critic Q^A, and this policy has none; "
-            "dsrl stage2 starts from the prior without one"
-        )
-    return base.critic
-
-
-def load_states(config: Stage1Config, base: BasePolicy, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Features of the demonstrations' frame stacks, ``[N, D]``: to train on, and held out."""
-    info = base.info
-    path = require_file(config.demo_path, "demo_path", "an HDF5 file of demonstrations (dsrl demos writes one)")
-    demos = load_demonstrations(config, path, obs_mode=info.obs_mode, control_mode=control_mode_of(info, config))
-    shape = image_shape(demos)
-    if shape is not None and shape[2] != info.image_channels:
-        raise InputError(
-            f"demo_path: expected images of {info.image_channels // 3} cameras as in the base policy, "
-            f"got {shape[2] // 3}"
-        )
-    if demos.state_dim != info.state_dim:
-        raise InputError(
-            f"demo_path: expected {info.state_dim} state dimensions as in the base policy, got {demos.state_dim}"
-        )
-    if demos.action_dim != info.action_dim:
-        raise InputError(
-            f"demo_path: expected {info.action_dim} action dimensions as in the base policy, "
-            f"got {demos.action_dim}"
-        )
-    rewards = replace(_critic_of(base).rewards, reward_mode="sparse")  # those of the file are not asked for
-    windows = cut_windows(demos.trajectories, demos.control_mode, window_spec(info, rewards))
-    parts = split_episodes(windows, config.held_out_fraction)
-    table = encode_demonstrations(demos, base.encode_frames, device)
-    train, held_out = (table[torch.from_numpy(p.rows).to(device)].flatten(1) for p in parts)
-    return train, held_out
-
-
-def build_agent(config: Stage1Config, base: BasePolicy, device: torch.device) -> AWMLEAgent:
-    """The learner of Stage 1.
-
-    Raises:
-        InputError: settings that do not fit the base policy or each other.
-    """
-    layout = build_layout(base.info, config)
-    if config.candidate_pool != "auto" and 0 < config.candidate_pool < config.num_candidates:
-        raise InputError(
-            f"candidate_pool: expected 0 or at least num_candidates {config.num_candidates}, "
-            f"got {config.candidate_pool}"
-        )
-    if config.distill_q and config.num_critics != _critic_of(base).heads:
-        raise InputError(
-            f"num_critics: expected {_critic_of(base).heads} as in Q^A (distilled head by head), "
-            f"got {config.num_critics}"
-        )
-    critic = (
-        LatentCritic(
-            base.info.feature_dim,
-            layout.dim,
-            config.critic_hidden_dims,
-            config.num_critics,
-            layer_norm=config.critic_layer_norm,
-        )
-        if config.distill_q
-        else None
-    )
-    return AWMLEAgent(
-        base,
-        layout,
-        hidden_dims=config.actor_hidden_dims,
-        lr=config.lr,
-        num_candidates=config.num_candidates,
-        kappa=config.kappa,
-        baseline_temperature=config.tau,
-        beta_latent=config.beta_latent,
-        advantage_clip=config.advantage_clip,
-        kl_coef=config.kl_coef,
-        max_decode=config.max_decode,
-        critic=critic,
-        critic_lr=config.critic_lr,
-        distill_chunks=config.distill_chunks,
-        generator=torch_generator(config.seed, "stage1", device),
-        device=device,
-    )
-
-
-def pool_size(config: Stage1Config, states: int, floats: int) -> int:
-    """Candidates per state to decode once; 0 for fresh ones at every gradient step.
+    States of one episode resemble each other, so each episode counts as one value: the mean over its states. The
+    95 % interval of the paired difference (Student's t) is over episodes; of one episode there is none.
 
     Args:
-        config: its ``candidate_pool``, and what training would decode without a pool.
-        states: N.
-        floats: kept of one candidate, L + K.
+        agent: whose policy is held against the prior.
+        states: held-out features ``[M, D]``.
+        episodes: ``[M]``, the episode of each.
+        config: how many states and latents to take.
     """
-    if config.candidate_pool != "auto":
-        return config.candidate_pool
-    most = 4 * config.num_candidates
-    fits = POOL_BYTES // (4 * floats * states)
-    pays = config.total_iters * config.batch_size * config.num_candidates // (2 * states)
-    size = min(most, fits, pays)
-    return size if size >= 2 * config.num_candidates else 0
-
-
-def verify(agent: AWMLEAgent, states: Tensor, config: Stage1Config) -> dict[str, float]:
-    """The seed's check: E[Q(s, w)] under policy and prior on held-out states, with the 95 % interval (Student's t
-    over states) of their paired difference."""
     generator = torch_generator(config.seed, "stage1_verification", states.device)
     count = min(config.verify_states, len(states))
-    chosen = states[torch.randperm(len(states), generator=generator, device=states.device)[:count]]
-    prior, policy = agent.paired_q(chosen, config.verify_samples)
-    difference = mean_interval((policy - prior).cpu().numpy())
-    return {
+    chosen = torch.randperm(len(states), generator=generator, device=states.device)[:count]
+    _, index = episodes[chosen].unique(return_inverse=True)
+    sizes = index.bincount()
+    q = agent.paired_q(states[chosen], config.verify_samples)
+    prior, policy = (index.bincount(values) / sizes for values in q)
+    found = {
         "q_prior": float(prior.mean()),
         "q_policy": float(policy.mean()),
-        "difference": difference.value,
-        "difference_low": difference.low,
-        "difference_high": difference.high,
         "states": float(count),
+        "episodes": float(len(sizes)),
     }
+    interval = mean_interval((policy - prior).cpu().numpy())
+    return found | {name: value for name, value in interval.named("difference").items() if value is not None}
 
 
 main = command(Stage1Config, "stage1_offline.yaml", "dsrl stage1")(run)

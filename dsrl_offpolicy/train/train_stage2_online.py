@@ -1,51 +1,42 @@
-"""``dsrl stage2``: improve the latent policy online with SAC over macro-steps."""
+"""``dsrl stage2``: improve the latent policy online, with SAC or another algorithm, over macro-steps."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
+from dsrl_offpolicy.agents.stage2_config import chosen_algorithm, shipped_yaml, stage2_config
+from dsrl_offpolicy.agents.steering_agent import Update
 from dsrl_offpolicy.analysis.curves import plot_stage2_run
 from dsrl_offpolicy.analysis.live import HealthMonitor
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
-from dsrl_offpolicy.buffers.replay_files import ReplayFiles
-from dsrl_offpolicy.configs.jobs import Stage2Config
+from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
+from dsrl_offpolicy.configs.loading import parse_job
 from dsrl_offpolicy.contracts import LatentSource, MacroBatch
 from dsrl_offpolicy.envs.family import MacroVectorEnv
 from dsrl_offpolicy.envs.vector import make_evaluation_env, make_vector_env
-from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.evaluation.episodes import EvaluationSummary, evaluation_seeds, run_episodes, summarise
-from dsrl_offpolicy.models.latent_sources import policy_source, squashed_prior_source
+from dsrl_offpolicy.evaluation.episodes import EvaluationSummary
+from dsrl_offpolicy.models.latent_sources import squashed_prior_source
 from dsrl_offpolicy.rollouts.collector import Collected, Collector
-from dsrl_offpolicy.seeding import numpy_generator, random_states, restore_random_states, torch_generator
+from dsrl_offpolicy.seeding import numpy_generator, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
-from dsrl_offpolicy.tracking.run import Run, create_run_folder
-from dsrl_offpolicy.train.interruption import EvaluationStopped, Interrupted, Interruption
-from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
-from dsrl_offpolicy.train.run_state import check_run_state
-from dsrl_offpolicy.train.snapshots import check_finite, snapshot_of_non_finite
-from dsrl_offpolicy.train.stage2_parts import Counters, build_agent, training_env_spec
-from dsrl_offpolicy.train.steering_files import save_steering, steering_content
-from dsrl_offpolicy.train.wiring import (
-    base_env_spec,
-    check_fit,
-    command,
-    config_of_run,
-    load_base,
-    note_other_task,
-    note_unknown_rewards,
-    rewards_of,
-    start_torch,
-)
+from dsrl_offpolicy.tracking.run import Run
+from dsrl_offpolicy.train.base_env import base_env_spec, check_fit, training_env_spec
+from dsrl_offpolicy.train.choosing import Best, evaluate
+from dsrl_offpolicy.train.command import config_of_run, parsed_command
+from dsrl_offpolicy.train.run import STAGE2, TrainingRun, run_folder, training_run
+from dsrl_offpolicy.train.stage2_learner import build_agent, check_plan, planned_steps
+from dsrl_offpolicy.train.stage2_state import Counters, Stage2State
+from dsrl_offpolicy.train.start import load_base, note_other_task, note_unknown_rewards, rewards_of, start_torch
+from dsrl_offpolicy.train.steering_files import save_steering
 
 COMPILE_FROM = 10_000
 """Planned gradient steps from which ``compile=auto`` compiles (docs/performance.md)."""
@@ -55,17 +46,20 @@ class Stage2:
     """One Stage 2 run: what it is made of, and its loop.
 
     Args:
-        config: its settings.
-        resume: a run folder that an interrupted run of these settings left; it goes on there.
+        config: its settings; ``resume`` names the folder of an interrupted run of them, which goes on.
     """
 
-    def __init__(self, config: Stage2Config, resume: Path | None = None) -> None:
+    def __init__(self, config: Stage2LoopConfig) -> None:
         self.config = config
-        self.resume = resume
         self.device = device = start_torch(config)
         self.base = load_base(config, device)
-        self.env_spec = training_env_spec(config, self.base)
+        check_plan(config, self.base.info)
+        self.env_spec = training_env_spec(config, self.base.info)
         check_fit(self.base.info, self.env_spec)
+        ends = config.eval_end_on_success
+        self.evaluation_spec = base_env_spec(self.base.info, rewards_of(self.base), config, end_on_success=ends)
+        if config.eval_freq and config.train_episode_steps and config.max_episode_steps is None:
+            check_fit(self.base.info, self.evaluation_spec)  # its time limit is another
         self.agent = build_agent(config, self.base, device)
         self.buffer = MacroReplayBuffer(
             config.replay_buffer_size,
@@ -74,136 +68,112 @@ class Stage2:
             generator=torch_generator(config.seed, "replay", device),
             device=device,
         )
-        self._gradient_step: Callable[..., dict[str, torch.Tensor]] = self.agent.update
+        self.collector: Collector | None = None
+        self.gradient_step: Update | None = None
         self.counters = Counters()
         self.recent: deque[bool] = deque(maxlen=50)
-        self.best = -1.0
+        self.best = Best()
         self.next_evaluation = 0
         self.last_evaluation: EvaluationSummary | None = None
-        self._actor_metrics: dict[str, torch.Tensor] = {}
+        self.actor_metrics: dict[str, torch.Tensor] = {}
+        self.batch: MacroBatch | None = None
         self._rate_mark = (0.0, 0, 0)
-        self._batch: MacroBatch | None = None
 
     def run(self) -> Path:
         """Train to ``total_timesteps``. Returns the run folder."""
         config = self.config
-        default = f"dsrl_offpolicy_stage2-{config.env_id}-seed{config.seed}"
-        folder = self.resume or create_run_folder(config.out, default)
-        self.checkpoints = RunCheckpoints(folder / "checkpoints", "stage2")
-        self.replay_files = ReplayFiles(folder / "replay")
-        state = self._load_state() if self.resume else None
-        note_other_task(self.base.info, config.env_id)
-        if config.init_critic:
-            note_unknown_rewards(rewards_of(self.base))
-        resumed = state["log"] if state else None
-        with (
-            Run(folder, config, track=config.track, wandb_project=config.wandb_project, resume=resumed) as tracker,
-            Interruption() as stop,
-            snapshot_of_non_finite(folder, self._snapshot),
-        ):
+        folder = run_folder(STAGE2, config)
+        state = Stage2State(self, folder)
+        same = {"device": self.device.type, "base_fingerprint": self.base.fingerprint()}
+        with training_run(STAGE2, state, config, folder, same) as run:
+            note_other_task(self.base.info, config.env_id)
+            if config.init_critic:
+                note_unknown_rewards(rewards_of(self.base))
             self.health = HealthMonitor(config, folder)
-            self._compile()
-            env = make_vector_env(self.env_spec, config.num_envs)
-            evaluation_spec = base_env_spec(
-                self.base.info, rewards_of(self.base), config, end_on_success=config.eval_end_on_success
-            )
-            eval_env = make_evaluation_env(env, evaluation_spec, config.num_envs) if config.eval_freq else None
-            try:
-                self._loop(tracker, env, eval_env, state, stop)
-            finally:
-                for vector in (env, eval_env):
-                    if vector is not None:
-                        vector.close()
-            tracker.write_summary(self._summary(tracker))
-            self._save_run(tracker, None)
+            with self._environments() as (env, eval_env):
+                self._loop(run, state, env, eval_env)
+            self.collector = None
+            run.tracker.write_summary(self._summary(run.tracker))
         plot_stage2_run(folder, {}, f"{config.env_id}, seed {config.seed}")
         return folder
 
-    def _compile(self) -> None:
-        """Compile the learner where asked or worth it; a machine without a compiler is told and goes on."""
-        config = self.config
-        macro_steps = (config.total_timesteps - config.warmup_steps) / self.base.info.act_horizon
-        planned = config.critic_burnin_steps + macro_steps * config.utd_ratio
-        if config.compile == "off" or (config.compile == "auto" and planned < COMPILE_FROM):
-            return
-        start = time.monotonic()
-        try:
-            self._gradient_step = CompiledUpdate(self.agent, config.batch_size)
-        except RuntimeError as error:
-            print(f"note: the learner runs uncompiled, torch.compile failed: {str(error)[:200]}", file=sys.stderr)
-        else:
-            took = time.monotonic() - start
-            print(f"stage2: learner compiled in {took:.1f} s (torch keeps it for the next run)", file=sys.stderr)
-
     def _loop(
         self,
-        tracker: Run,
+        run: TrainingRun,
+        state: Stage2State,
         env: MacroVectorEnv,
         eval_env: MacroVectorEnv | None,
-        state: dict[str, Any] | None,
-        stop: Interruption,
     ) -> None:
+        """Act, store, evaluate, learn, save, until the env steps are spent."""
         config, counters = self.config, self.counters
-        collector = Collector(
-            env,
-            self.base,
-            self.agent.layout,
-            self.buffer,
-            gamma=config.gamma,
-            noise=torch_generator(config.seed, "behaviour", self.device),
-            starts=numpy_generator(config.seed, "training_starts"),
-            device=self.device,
-        )
-        warmup_source = self._warmup_source()
-        policy = policy_source(self.agent.actor, deterministic=False)
+        self.collector = collector = self._collector(env)
+        saved_while_acting = run.resumed is not None and state.restore(run.resumed, collector)
+        if not saved_while_acting:
+            collector.launch(self._acting())
         with ProgressReport("stage2", config.total_timesteps, "env steps") as progress:
-            if state is None:
-                collector.launch(warmup_source)
-            elif not self._restore(state, collector):
-                collector.launch(policy if counters.env_steps >= config.warmup_steps else warmup_source)
-            self._rate_mark = (time.monotonic(), counters.env_steps, counters.gradient_steps)
-            next_save = counters.env_steps + config.save_freq
-            launched = state is not None  # a run is saved while its environments work
-            finished = False
+            self._mark_rates()
+            act, finished = run.resumed is None, False
             while not finished:
-                if not launched:
-                    self._count(collector.collect())
-                    collector.launch(policy if counters.env_steps >= config.warmup_steps else warmup_source)
-                launched = False
-                finished = counters.env_steps >= config.total_timesteps
+                if act:
+                    self._store(collector.collect())
+                    collector.launch(self._acting())
+                act, finished = True, counters.env_steps >= config.total_timesteps
                 if eval_env is not None and not finished and counters.env_steps >= self.next_evaluation:
-                    self._evaluate(tracker, eval_env, collector, stop)
-                    self.next_evaluation += config.eval_freq
+                    self._evaluate(run, eval_env)
+                    if eval_env is env:
+                        collector.take_back()
+                        collector.launch(self._acting())
+                    due_next = self.next_evaluation + config.eval_freq
+                    self.next_evaluation = max(due_next, counters.env_steps + 1)
                 if counters.env_steps >= config.warmup_steps:
-                    self._burn_in()
-                self.agent.scale_learning_rates(self._lr_scale())
-                self._update(counters.owed(config.utd_ratio), tracker, progress)
+                    self._learn(run, progress)
                 if eval_env is not None and finished:
-                    self._evaluate(tracker, eval_env, collector, stop)
-                if not finished and (stop.requested or (config.save_freq and counters.env_steps >= next_save)):
-                    self._save_run(tracker, collector)
-                    next_save += config.save_freq
-                    if stop.requested:  # in here: a signal that comes after the question above is not saved yet
-                        raise self._interrupted(stop, tracker)
+                    self._evaluate(run, eval_env)
+                if not finished:
+                    run.between_steps()
 
-    def _interrupted(self, stop: Interruption, tracker: Run) -> Interrupted:
-        assert stop.requested is not None
-        return Interrupted(stop.requested, f"to go on: dsrl stage2 --resume {tracker.path}")
+    def _acting(self) -> LatentSource:
+        """Who chooses the next latents."""
+        config = self.config
+        if self.counters.env_steps < config.warmup_steps and config.warmup_policy == "prior":
+            return squashed_prior_source(self.agent.layout)
+        return self.agent.source()
 
-    def _count(self, collected: Collected) -> None:
+    def _store(self, collected: Collected) -> None:
         counters = self.counters
+        self.buffer.add(collected, gamma=self.config.gamma)
         if counters.env_steps >= self.config.warmup_steps:
-            counters.earning_transitions += collected.transitions
+            counters.earning_transitions += len(collected)
         counters.env_steps += collected.env_steps
-        counters.macro_steps += collected.transitions
+        counters.macro_steps += len(collected)
         counters.episodes += len(collected.finished)
         counters.lost_macro_steps += collected.lost
         self.recent.extend(success for success, _, _ in collected.finished)
 
-    def _warmup_source(self) -> LatentSource:
-        if self.config.warmup_policy == "stage1":
-            return policy_source(self.agent.actor, deterministic=False)
-        return squashed_prior_source(self.agent.layout)
+    def _learn(self, run: TrainingRun, progress: ProgressReport) -> None:
+        """Burn in the critics once, then take the gradient steps that the stored transitions have earned.
+
+        A signal ends the run between any two of them; what is left of them follows from the counters.
+        """
+        config, counters = self.config, self.counters
+        if self.gradient_step is None:
+            self.gradient_step = self._compiled(run) if self._worth_compiling() else self.agent.update
+            self._mark_rates()
+        self.agent.scale_learning_rates(self._lr_scale())
+        while counters.burnin_steps < config.critic_burnin_steps:
+            run.end_if_stopped()
+            self.gradient_step(self.buffer.sample(config.batch_size), update_actor=False)
+            counters.burnin_steps += 1
+        while counters.owed(config.utd_ratio) > 0:
+            run.end_if_stopped()
+            counters.gradient_steps += 1
+            with_actor = counters.gradient_steps % config.actor_update_every == 0
+            self.batch = self.buffer.sample(config.batch_size)
+            metrics = self.gradient_step(self.batch, update_actor=with_actor)
+            if with_actor:
+                self.actor_metrics = metrics
+            if counters.gradient_steps % config.log_freq == 0:
+                self._log({**self.actor_metrics, **metrics}, run.tracker, progress)
 
     def _lr_scale(self) -> float:
         """1 until ``anneal_from``, then linearly to 0 at the end of the run."""
@@ -211,32 +181,28 @@ class Stage2:
         left = 1 - self.config.anneal_from
         return 1.0 if done <= self.config.anneal_from or left == 0 else max(0.0, (1 - done) / left)
 
-    def _burn_in(self) -> None:
-        while self.counters.burnin_steps < self.config.critic_burnin_steps:
-            self._gradient_step(self.buffer.sample(self.config.batch_size), update_actor=False)
-            self.counters.burnin_steps += 1
-
-    def _update(self, steps: int, tracker: Run, progress: ProgressReport) -> None:
-        config, counters = self.config, self.counters
-        for _ in range(steps):
-            counters.gradient_steps += 1
-            with_actor = counters.gradient_steps % config.actor_update_every == 0
-            self._batch = self.buffer.sample(config.batch_size)
-            metrics = self._gradient_step(self._batch, update_actor=with_actor)
-            if with_actor:
-                self._actor_metrics = metrics
-            if counters.gradient_steps % config.log_freq == 0:
-                self._log({**self._actor_metrics, **metrics}, tracker, progress)
+    def _evaluate(self, run: TrainingRun, env: MacroVectorEnv) -> None:
+        """Evaluate the policy, and keep it where it is the best so far."""
+        assert self.collector is not None
+        if env is self.collector.env:  # an exclusive family
+            self._count(self.collector.lend())
+        config, axes = self.config, self.counters.axes
+        policy = self.agent.source(config.eval_deterministic)
+        self.last_evaluation = summary = evaluate(run, env, self.base, policy, config.eval_episodes, self.device)
+        self.health.observe(run.tracker.log("eval", summary.row(), axes))
+        if self.best.improved_by(summary):
+            extra = {"env_id": config.env_id, "counters": asdict(self.counters)}
+            path = run.tracker.checkpoints / "best_eval_success_once.pt"
+            save_steering(path, "stage2", self.agent.actor, self.base, config.actor_hidden_dims, extra)
 
     def _log(self, metrics: dict[str, torch.Tensor], tracker: Run, progress: ProgressReport) -> None:
         counters = self.counters
-        now, (then, env_steps, gradient_steps) = time.monotonic(), self._rate_mark
-        elapsed = max(now - then, 1e-9)
+        then, env_steps, gradient_steps = self._rate_mark
+        elapsed = max(self._mark_rates() - then, 1e-9)
         rates = {
             "env_steps_per_s": (counters.env_steps - env_steps) / elapsed,
             "gradient_steps_per_s": (counters.gradient_steps - gradient_steps) / elapsed,
         }
-        self._rate_mark = (now, counters.env_steps, counters.gradient_steps)
         training = {
             "train_success": sum(self.recent) / max(len(self.recent), 1),
             "utd_effective": counters.utd_effective,
@@ -244,108 +210,62 @@ class Stage2:
             "lost_macro_steps": counters.lost_macro_steps,
             "latent_dim": self.agent.layout.dim,
         }
-        row = tracker.log({**metrics, **training, **rates}, self._axes(), "train")
-        self.health.observe({**self._axes(), **row})
-        shown = {"success": row["train_success"], "q_mean": row["q_mean"], "alpha": row.get("alpha", "-")}
+        row = tracker.log("train", {**metrics, **training, **rates}, counters.axes)
+        self.health.observe(row)
+        judged = {name: row.get(name, "-") for name in self.agent.judged_by[:2]}
+        shown = {"success": row["train_success"], **judged}
         shown |= {"env/s": rates["env_steps_per_s"], "grad/s": rates["gradient_steps_per_s"]}
         progress.report(counters.env_steps, shown)
 
-    def _evaluate(self, tracker: Run, env: MacroVectorEnv, collector: Collector, stop: Interruption) -> None:
-        """Evaluate the policy. A signal ends the run here, saved so that it goes on with this evaluation."""
-        config = self.config
-        policy = policy_source(self.agent.actor, deterministic=config.eval_deterministic)
-        seeds = evaluation_seeds(config.eval_episodes)
+    def _mark_rates(self) -> float:
+        """Rates count from here on; returns the time."""
+        now = time.monotonic()
+        self._rate_mark = (now, self.counters.env_steps, self.counters.gradient_steps)
+        return now
+
+    def _worth_compiling(self) -> bool:
+        long = planned_steps(self.config, self.base.info) >= COMPILE_FROM
+        return self.config.compile == "on" or (self.config.compile == "auto" and long)
+
+    def _compiled(self, run: TrainingRun) -> Update:
+        """The learner's update, compiled; a machine without a compiler is told and goes on without."""
+        start = time.monotonic()
         try:
-            outcomes = run_episodes(env, self.base, stop.listening(policy), seeds, self.device)
-        except EvaluationStopped:
-            self._save_run(tracker, collector)
-            raise self._interrupted(stop, tracker) from None
-        self.last_evaluation = summary = summarise(outcomes)
-        row = {
-            "success_once": summary.success_once.value,
-            "success_once_low": summary.success_once.low,
-            "success_once_high": summary.success_once.high,
-            "success_at_end": summary.success_at_end.value,
-            "return": summary.episode_return.value,
-            "length": summary.length.value,
-        }
-        tracker.log(row, self._axes(), "eval")
-        self.health.observe({**self._axes(), **row})
-        if row["success_once"] >= self.best:
-            self.best = row["success_once"]
-            self._save_policy(tracker.checkpoints / "best_eval_success_once.pt")
+            compiled = run.waiting_for(lambda: self.agent.compiled(self.config.batch_size))
+        except RuntimeError as error:
+            print(f"note: the learner runs uncompiled, torch.compile failed: {str(error)[:200]}", file=sys.stderr)
+            return self.agent.update
+        if compiled is None:
+            print(f"note: the learner runs uncompiled: {self.config.algo} has no compiled update", file=sys.stderr)
+            return self.agent.update
+        took = time.monotonic() - start
+        print(f"stage2: learner compiled in {took:.1f} s (torch keeps it for the next run)", file=sys.stderr)
+        return compiled
 
-    def _axes(self) -> dict[str, int]:
-        counters = self.counters
-        return {
-            "env_steps": counters.env_steps,
-            "macro_steps": counters.macro_steps,
-            "gradient_steps": counters.gradient_steps,
-        }
+    @contextmanager
+    def _environments(self) -> Iterator[tuple[MacroVectorEnv, MacroVectorEnv | None]]:
+        """Those to train in, and those to evaluate in."""
+        config = self.config
+        with ExitStack() as opened:
+            env = make_vector_env(self.env_spec, config.num_envs)
+            opened.callback(env.close)
+            eval_env = None
+            if config.eval_freq:
+                eval_env = make_evaluation_env(env, self.evaluation_spec, config.num_envs)
+            if eval_env is not None and eval_env is not env:
+                opened.callback(eval_env.close)
+            yield env, eval_env
 
-    def _save_policy(self, path: Path) -> None:
-        """The latent policy alone."""
-        extra = {"env_id": self.config.env_id, "counters": asdict(self.counters)}
-        save_steering(path, "stage2", self.agent.actor, self.base, self.config.actor_hidden_dims, extra)
-
-    def _save_run(self, tracker: Run, collector: Collector | None) -> None:
-        """Everything that the rest of the run depends on; without a collector, of a run that is at its end."""
-        check_finite(self.agent.state_dict(), self._axes())
-        state: dict[str, Any] = {
-            "env_id": self.config.env_id,
-            "device": self.device.type,
-            "counters": asdict(self.counters),
-            "training": self.agent.training_state(),
-            "replay": self.replay_files.save(self.buffer),
-            "collector": collector.state_dict() if collector is not None else None,
-            "recent": list(self.recent),
-            "best": self.best,
-            "next_evaluation": self.next_evaluation,
-            "actor_metrics": self._actor_metrics,
-            "log": tracker.state_dict(),
-            "random": random_states(),
-        }
-        content = steering_content(self.agent.actor, self.base, self.config.actor_hidden_dims, state)
-        self.checkpoints.save(content)
-        self.replay_files.discard_older()
-
-    def _snapshot(self) -> dict[str, Any]:
-        """What to look at beside a number that is not finite."""
-        return {
-            "env_id": self.config.env_id,
-            "counters": asdict(self.counters),
-            "networks": self.agent.state_dict(),
-            "batch": vars(self._batch) if self._batch is not None else None,
-        }
-
-    def _load_state(self) -> dict[str, Any]:
-        state = self.checkpoints.load(
-            partial(
-                check_run_state, counters=Counters, config=self.config, base=self.base, replay=self.replay_files
-            )
+    def _collector(self, env: MacroVectorEnv) -> Collector:
+        config = self.config
+        return Collector(
+            env,
+            self.base,
+            self.agent.layout,
+            noise=torch_generator(config.seed, "behaviour", self.device),
+            starts=numpy_generator(config.seed, "training_starts"),
+            device=self.device,
         )
-        if state["collector"] is None:
-            raise InputError(f"resume: expected a run that was interrupted, {self.resume} is at its end")
-        if state["device"] != self.device.type:
-            raise InputError(f"device: expected {state['device']}, where the run began, got {self.device.type}")
-        if state["base_fingerprint"] != self.base.fingerprint():
-            raise InputError("resume: expected the base policy that the run began with, got another")
-        return state
-
-    def _restore(self, state: dict[str, Any], collector: Collector) -> bool:
-        """Bring everything to where :meth:`_save_run` was called; False if the episodes in flight could not be."""
-        self.agent.load_training_state(state["training"])
-        self.replay_files.load(self.buffer, state["replay"])
-        for name, value in state["counters"].items():
-            setattr(self.counters, name, value)
-        self.recent.extend(state["recent"])
-        self.best, self.next_evaluation = state["best"], state["next_evaluation"]
-        self._actor_metrics = state["actor_metrics"]
-        same = collector.load_state_dict(state["collector"])
-        if not same:
-            print("note: the episodes in flight could not be repeated exactly; they begin anew", file=sys.stderr)
-        restore_random_states(state["random"])
-        return same
 
     def _summary(self, tracker: Run) -> dict[str, Any]:
         last = self.last_evaluation
@@ -353,24 +273,23 @@ class Stage2:
             **asdict(self.counters),
             "utd_effective": self.counters.utd_effective,
             "evaluation": asdict(last) if last is not None else None,
-            "best_eval_success_once": self.best if last is not None else None,
+            "best_eval_success_once": self.best.success if last is not None else None,
             "minutes": round(tracker.minutes, 3),
         }
 
 
-def run(config: Stage2Config) -> Path:
+def settings(argv: Sequence[str]) -> Stage2LoopConfig:
+    """The settings of the loop and of the algorithm that ``argv`` chooses."""
+    algo = chosen_algorithm(argv)
+    return parse_job(stage2_config(algo), shipped_yaml(algo), "dsrl stage2", argv)
+
+
+def run(config: Stage2LoopConfig) -> Path:
     """Train, or go on with an interrupted run. Returns the run folder."""
-    if config.resume is not None:
-        settings = config_of_run(config, "stage2_online.yaml")
-        return Stage2(settings, resume=config.resume.expanduser()).run()
-    if config.warmup_steps >= config.total_timesteps:
-        raise InputError(
-            f"warmup_steps: expected below total_timesteps {config.total_timesteps}, got {config.warmup_steps}"
-        )
-    return Stage2(config).run()
+    return Stage2(config_of_run(config, shipped_yaml(config.algo))).run()
 
 
-main = command(Stage2Config, "stage2_online.yaml", "dsrl stage2")(run)
+main = parsed_command(settings, "dsrl stage2")(run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,7 +9,6 @@ import pytest
 from scipy import stats
 
 from dsrl_offpolicy.analysis.aggregate import (
-    Estimate,
     area_under_curve,
     difference_of_means,
     distinct_resamples,
@@ -21,6 +20,7 @@ from dsrl_offpolicy.analysis.aggregate import (
     median_with_censoring,
     probability_of_improvement,
 )
+from dsrl_offpolicy.evaluation.intervals import Interval
 
 
 def test_interquartile_mean_drops_a_quarter_at_each_end():
@@ -133,7 +133,7 @@ def test_the_same_runs_have_the_same_interval_every_time():
 def test_resampling_keeps_to_tasks():
     # Between tasks scores differ by 1, within them not at all: a stratified resample always has mean .5.
     strata = [np.zeros(4), np.ones(4)]
-    assert estimate(strata, mean_of_runs) == Estimate(0.5, 0.5, 0.5)
+    assert estimate(strata, mean_of_runs) == Interval(0.5, 0.5, 0.5)
     pooled = estimate([np.concatenate(strata)], mean_of_runs)
     assert pooled.low < 0.3 and pooled.high > 0.7
 
@@ -147,8 +147,8 @@ def test_a_run_is_drawn_with_its_whole_curve():
 
 
 def test_one_run_of_a_task_has_no_interval():
-    assert estimate([np.array([0.4])], interquartile_mean) == Estimate(0.4)
-    assert estimate([np.array([0.4, 0.6]), np.array([0.5])], mean_of_runs) == Estimate(0.5)
+    assert estimate([np.array([0.4])], interquartile_mean) == Interval(0.4)
+    assert estimate([np.array([0.4, 0.6]), np.array([0.5])], mean_of_runs) == Interval(0.5)
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say():

@@ -14,10 +14,10 @@ import pytest
 import yaml
 from tiny_worlds import TASK, TINY_WIDTHS, snapshot
 
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.analysis.comparison import compare
 from dsrl_offpolicy.analysis.stage2_runs import read_run
 from dsrl_offpolicy.commands.compare import evaluated, write
-from dsrl_offpolicy.configs.jobs import Stage2Config
 from dsrl_offpolicy.configs.loading import to_plain
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.intervals import wilson_interval
@@ -312,7 +312,7 @@ BAD = {
     "both": (lambda: ["q1-k1", "--group", "a", "q2-k1"], ["--group", "both"]),
     "a name alone": (lambda: ["--group", "a"], ["--group", "'a'"]),
     "a name twice": (lambda: ["--group", "a", "q1-k1", "--group", "a", "q2-k1"], ["'a' twice"]),
-    "no folder": (lambda: ["nowhere"], ["RUN_DIR", "nowhere/config.yaml", "does not exist"]),
+    "no folder": (lambda: ["nowhere"], ["RUN_DIR", "nowhere", "does not exist"]),
     "no run": (lambda: ["."], ["config.yaml", "does not exist"]),
     "the same twice": (lambda: ["q1-k1", "./q1-k1/"], ["q1-k1 twice"]),
     "the same in two groups": (lambda: ["--group", "a", "q1-k1", "--group", "b", "q1-k1"], ["q1-k1 twice"]),

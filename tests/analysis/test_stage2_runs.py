@@ -7,22 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from dsrl_offpolicy.analysis.stage2_runs import Stage2Run, differing_settings, group_runs
-from dsrl_offpolicy.configs.jobs import Stage2Config
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
+from dsrl_offpolicy.analysis.run_folder import RunFolder
+from dsrl_offpolicy.analysis.stage2_runs import differing_settings, group_runs
 from dsrl_offpolicy.configs.loading import to_plain
 from dsrl_offpolicy.errors import InputError
 
 TOLD_APART_BY_NOTHING = {
-    "seed", "out", "resume", "device", "torch_threads", "track", "wandb_project", "log_freq", "save_freq",
-    "compile", "render_backend", "env_timeout", "eval_freq", "eval_episodes", "awsc_checkpoint",
+    "seed", "out", "resume", "device", "torch_threads", "loggers", "track", "wandb_project", "log_freq",
+    "save_freq", "compile", "render_backend", "env_timeout", "eval_freq", "eval_episodes", "awsc_checkpoint",
     "stage1_checkpoint", "total_timesteps",
 }  # fmt: skip
 """Checkpoints where every seed has its own, and total_timesteps where the learning rates stay."""
 
 
-def run(name: str, number: int, **settings: object) -> Stage2Run:
+def run(name: str, number: int, **settings: object) -> RunFolder:
     given = {"seed": number, "awsc_checkpoint": f"{name}.pt", "stage1_checkpoint": f"{name}1.pt"}
-    return Stage2Run(Path(name), to_plain(Stage2Config()) | given | settings, [])
+    return RunFolder(Path(name), "stage2", to_plain(Stage2Config()) | given | settings)
 
 
 @pytest.mark.parametrize("setting", [field.name for field in fields(Stage2Config)])

@@ -8,7 +8,7 @@ import torch
 
 from dsrl_offpolicy.configs.jobs import Stage0Config
 from dsrl_offpolicy.demos.windows import stack_images, stack_states
-from dsrl_offpolicy.train.demo_files import encode_demonstrations, load_demonstrations
+from dsrl_offpolicy.train.demonstrations import encode_demonstrations, load_demonstrations
 
 pytestmark = [pytest.mark.maniskill, pytest.mark.usefixtures("maniskill")]
 
@@ -47,7 +47,7 @@ def test_the_state_is_in_the_environments_order_and_not_in_hdf5s(recorded):
     # PickCube observes is_grasped, tcp_pose, goal_pos; HDF5 hands them out by the alphabet.
     assert np.allclose(stack_states(demos.trajectories), states, atol=1e-6)
     assert np.array_equal(stack_images(demos.trajectories), images)
-    from dsrl_offpolicy.demos.trajectory import read_demonstrations
+    from dsrl_offpolicy.demos.format import read_demonstrations
 
     assert not np.allclose(read_demonstrations(path).trajectories[0].obs, states, atol=1e-6)
 
@@ -55,7 +55,7 @@ def test_the_state_is_in_the_environments_order_and_not_in_hdf5s(recorded):
 def test_frames_are_encoded_in_order_a_few_at_a_time(recorded, monkeypatch):
     path, states, images = recorded
     demos = load_demonstrations(Stage0Config(env_id="PickCube-v1"), path)
-    monkeypatch.setattr("dsrl_offpolicy.train.demo_files.ENCODED_AT_ONCE", 2)
+    monkeypatch.setattr("dsrl_offpolicy.train.demonstrations.ENCODED_AT_ONCE", 2)
     sizes = []
 
     def encode(state, rgb):

@@ -11,9 +11,9 @@ import h5py
 import numpy as np
 import pytest
 
-from dsrl_offpolicy.demos.lift_peg_expert import LiftPegExpert
-from dsrl_offpolicy.demos.scripted import CorrelatedNoise, Imperfection
-from dsrl_offpolicy.demos.trajectory import read_demonstrations
+from dsrl_offpolicy.demos.format import read_demonstrations
+from dsrl_offpolicy.demos.makers.imperfection import CorrelatedNoise, Imperfection
+from dsrl_offpolicy.demos.makers.lift_peg import LiftPegExpert
 
 NONE = Imperfection(0.0, 0.0, 0.0, (0.0, 0.0, 0.0), False)
 

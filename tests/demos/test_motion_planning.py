@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dsrl_offpolicy.demos.motion_planning import PLANNED_TASKS
-from dsrl_offpolicy.demos.trajectory import read_demonstrations
+from dsrl_offpolicy.demos.format import read_demonstrations
+from dsrl_offpolicy.demos.makers.motion_planning import PLANNED_TASKS
 from dsrl_offpolicy.demos.windows import WindowSpec, cut_windows
+from dsrl_offpolicy.tracking.progress import ProgressReport
 
 pytestmark = [pytest.mark.maniskill, pytest.mark.usefixtures("maniskill")]
 
@@ -89,23 +87,21 @@ def test_a_reward_mode_that_the_task_does_not_have_is_refused(run_command, tmp_p
     assert "sparse" in done.error_lines[-1] and done.error_lines[-1].endswith("got normalized_dense")
 
 
-def test_an_interrupted_recording_goes_on_where_it_was(run_command, tmp_path):
+def test_an_interrupted_recording_goes_on_where_it_was(run_command, tmp_path, monkeypatch):
     path = tmp_path / "pick.h5"
-    argv = [*TASK, "--episodes", "6", "--out", str(path)]
+    argv = [*TASK, "--episodes", 6, "--out", path]
     first_part = Path(f"{path}.parts") / "part_0000"
-    running = subprocess.Popen(
-        [sys.executable, "-m", "dsrl_offpolicy.cli", *argv], stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 200
-        while not first_part.exists() and running.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        running.send_signal(signal.SIGINT)
-        said = running.communicate(timeout=60)[1]
-    finally:
-        running.kill()
-    assert running.returncode == 130 and said.splitlines()[-1] == "dsrl demos: interrupted"
+    report = ProgressReport.report
+
+    def interrupt_after_the_first_part(progress, done, shown=None):
+        report(progress, done, shown)
+        if done >= 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressReport, "report", interrupt_after_the_first_part)
+        stopped = run_command(argv)
+    assert stopped.status == 130 and stopped.error_lines[-1] == "dsrl demos: interrupted"
     before = (first_part / "trajectory.h5").stat().st_mtime_ns
     assert not path.exists()
     refused = run_command([*argv, "--reward_mode", "dense"])

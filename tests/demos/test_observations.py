@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from dsrl_offpolicy.demos.trajectory import read_demonstrations
+from dsrl_offpolicy.demos.format import read_demonstrations
 from dsrl_offpolicy.demos.windows import WindowSpec, cut_windows, stack_states
 from dsrl_offpolicy.errors import InputError
 

@@ -8,8 +8,9 @@ import h5py
 import numpy as np
 import pytest
 
-from dsrl_offpolicy.demos.observations import read_poses
-from dsrl_offpolicy.demos.trajectory import Trajectory, read_demonstrations
+from dsrl_offpolicy.demos.format import read_demonstrations
+from dsrl_offpolicy.demos.formats.maniskill_observations import read_poses
+from dsrl_offpolicy.demos.trajectory import Trajectory
 from dsrl_offpolicy.demos.windows import stack_poses
 
 RGB_FILE = "demos/LiftPegUpright-v1/trajectory.rgb.pd_ee_delta_pose.physx_cpu.h5"

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dsrl_offpolicy.demos.scripted import Imperfection, ScriptedExpert, record_episode
+from dsrl_offpolicy.demos.makers.imperfection import Imperfection
+from dsrl_offpolicy.demos.makers.metaworld import ScriptedExpert, record_episode
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.vector import make_env
 from dsrl_offpolicy.errors import InputError

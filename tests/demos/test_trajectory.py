@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from tiny_worlds import snapshot
 
-from dsrl_offpolicy.demos.trajectory import Trajectory, read_demonstrations, write_demonstrations
+from dsrl_offpolicy.demos.format import read_demonstrations
+from dsrl_offpolicy.demos.formats.maniskill_hdf5 import write_demonstrations
+from dsrl_offpolicy.demos.trajectory import Trajectory
 from dsrl_offpolicy.errors import InputError
 
 ENV_INFO = {"env_id": "lever-pull-v3", "env_kwargs": {"control_mode": "pd_ee_delta_pos"}}

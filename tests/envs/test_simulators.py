@@ -8,7 +8,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from dsrl_offpolicy.demos.scripted import Imperfection, ScriptedExpert
+from dsrl_offpolicy.demos.makers.imperfection import Imperfection
+from dsrl_offpolicy.demos.makers.metaworld import ScriptedExpert
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.vector import inspect_env, make_env
 from dsrl_offpolicy.errors import InputError

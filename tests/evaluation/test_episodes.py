@@ -13,7 +13,7 @@ from tiny_worlds import HalvingPolicy, counting_vector
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.errors import NonFiniteError
-from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes
+from dsrl_offpolicy.evaluation.episodes import choosing_seeds, evaluation_seeds, run_episodes
 from dsrl_offpolicy.models.latent_sources import constant_source, prior_source
 from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED
 
@@ -108,7 +108,7 @@ def test_an_environment_can_be_used_for_several_evaluations():
 
 def test_evaluation_starts_are_apart_from_those_of_training():
     assert evaluation_seeds(3) == [FIRST_EVALUATION_SEED + i for i in range(3)]
-    assert not set(evaluation_seeds(100)) & set(evaluation_seeds(10, first=500_000))
+    assert not set(evaluation_seeds(100)) & set(choosing_seeds(10))
 
 
 def test_real_metaworld_gives_the_same_outcomes_in_one_and_two_processes():

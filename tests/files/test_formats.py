@@ -16,7 +16,7 @@ from dsrl_offpolicy.buffers.replay_files import ReplayFiles
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import load_checkpoint, read_tensors, save_checkpoint
 from dsrl_offpolicy.files.formats import FORMAT_VERSION, MIGRATIONS, NewerFormatError
-from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
+from dsrl_offpolicy.train.saves import Saves
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 VERSIONS = range(1, FORMAT_VERSION + 1)
@@ -58,7 +58,7 @@ def test_networks_compute_what_they_did_when_the_files_were_made(folder):
 
 
 def test_a_run_holds_what_it_did(folder):
-    content = RunCheckpoints(folder / "stage2" / "checkpoints", "stage2").load()
+    content = Saves(folder / "stage2" / "checkpoints", "stage2").load()
     known = expected(folder)
     assert content["format_version"] == FORMAT_VERSION
     assert content["counters"] == {"lost_macro_steps": 0, **known["counters"]}
@@ -116,7 +116,7 @@ def test_a_version_that_is_none_is_refused_and_the_supported_ones_named(tmp_path
 
 
 def test_a_later_version_says_to_upgrade_and_is_not_taken_for_damage(tmp_path):
-    checkpoints = RunCheckpoints(tmp_path, "stage2")
+    checkpoints = Saves(tmp_path, "stage2")
     checkpoints.save({"counters": {}})
     save_as(tmp_path / "new.pt", "stage2", FORMAT_VERSION + 1).rename(tmp_path / "last.pt")
     save_checkpoint(tmp_path / "previous.pt", "stage2", {"counters": {}})

@@ -23,11 +23,11 @@ import yaml
 from fuzzed_demos import META, make, read_all
 from mutations import ODD_VALUES, damaged, restructured
 
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.base_policies.loading import load_base_policy
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
 from dsrl_offpolicy.commands import checkpoint as inspect_checkpoint
-from dsrl_offpolicy.configs.jobs import Stage2Config
 from dsrl_offpolicy.configs.loading import parse_job, to_plain
 from dsrl_offpolicy.contracts import Encoding
 from dsrl_offpolicy.errors import InputError
@@ -35,10 +35,12 @@ from dsrl_offpolicy.files.checkpoint import file_digest, read_tensors
 from dsrl_offpolicy.files.formats import FORMAT_VERSION
 from dsrl_offpolicy.files.metrics import read_metrics
 from dsrl_offpolicy.tracking.run import Run
-from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
+from dsrl_offpolicy.train.command import config_of_run
+from dsrl_offpolicy.train.run import STAGE2, load_state
+from dsrl_offpolicy.train.saves import Saves
+from dsrl_offpolicy.train.stage2_state import Counters, Stage2State
 from dsrl_offpolicy.train.steering_files import load_steering
-from dsrl_offpolicy.train.train_stage2_online import Counters, Stage2
-from dsrl_offpolicy.train.wiring import config_of_run
+from dsrl_offpolicy.train.train_stage2_online import Stage2
 
 GOLDEN = Path(__file__).parents[1] / "golden" / f"format-{FORMAT_VERSION}"
 TIMES = int(os.environ.get("DSRL_FUZZ", "1"))
@@ -186,8 +188,8 @@ def test_replay_files(files):
 @pytest.fixture
 def run(files: Path) -> Stage2:
     folder = files / "stage2"
-    found = Stage2(config_of_run(Stage2Config(resume=folder), "stage2_online.yaml"), resume=folder)
-    found.checkpoints = RunCheckpoints(folder / "checkpoints", "stage2")
+    found = Stage2(config_of_run(Stage2Config(resume=folder), "stage2_online.yaml"))
+    found.checkpoints = Saves(folder / "checkpoints", "stage2")
     return found
 
 
@@ -198,14 +200,14 @@ def test_runs_whose_manifest_is_lost(run):
 
     def read() -> None:
         before = {name: value.clone() for name, value in run.agent.state_dict().items()}
-        run.replay_files = ReplayFiles(folder.parent / "replay")
+        same = {"device": "cpu", "base_fingerprint": run.base.fingerprint()}
         try:
-            state = run._load_state()
+            state = load_state(STAGE2, folder.parent, Stage2State(run, folder.parent), same, run.config)
             run.agent.load_training_state(state["training"])
         except InputError:
             assert all(torch.equal(value, before[name]) for name, value in run.agent.state_dict().items())
             raise
-        run.replay_files.load(run.buffer, state["replay"])
+        ReplayFiles(folder.parent / "replay").load(run.buffer, state["replay"])
         assert Counters(**state["counters"]).owed(1.0) <= 3
         metrics = run.agent.update(run.buffer.sample(4))
         assert metrics["critic_loss"].ndim == 0

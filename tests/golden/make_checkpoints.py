@@ -20,15 +20,16 @@ from typing import Any
 
 import torch
 
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.base_policies.loading import load_base_policy
 from dsrl_offpolicy.commands import demos as generate_demos
-from dsrl_offpolicy.configs.jobs import DemosConfig, Stage0Config, Stage1Config, Stage2Config
+from dsrl_offpolicy.configs.jobs import DemosConfig, Stage0Config, Stage1Config
 from dsrl_offpolicy.contracts import Encoding
 from dsrl_offpolicy.files.checkpoint import read_tensors
 from dsrl_offpolicy.files.formats import FORMAT_VERSION
 from dsrl_offpolicy.train import pretrain_stage0, train_stage1_offline, train_stage2_online
-from dsrl_offpolicy.train.interruption import Interrupted
-from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
+from dsrl_offpolicy.train.run import Interrupted
+from dsrl_offpolicy.train.saves import Saves
 from dsrl_offpolicy.train.steering_files import load_steering
 
 FOLDER = Path(__file__).parent / f"format-{FORMAT_VERSION}"
@@ -65,15 +66,15 @@ def outputs(folder: Path) -> dict[str, Any]:
 
 def stop_after(saves: int) -> None:
     """Send this process SIGTERM right after the so manieth save of a run."""
-    save, done = RunCheckpoints.save, []
+    save, done = Saves.save, []
 
-    def save_and_stop(self: RunCheckpoints, content: dict[str, Any]) -> None:
+    def save_and_stop(self: Saves, content: dict[str, Any]) -> None:
         save(self, content)
         done.append(True)
         if len(done) == saves:
             signal.raise_signal(signal.SIGTERM)
 
-    RunCheckpoints.save = save_and_stop  # type: ignore[method-assign]
+    Saves.save = save_and_stop  # type: ignore[method-assign]
 
 
 def make_stages(demos: Path, scratch: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_worlds import snapshot
 
-from dsrl_offpolicy.configs.jobs import Stage2Config
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.configs.loading import parse_job
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.tracking.progress import ProgressReport
@@ -58,7 +59,7 @@ def test_the_default_folder_stands_under_runs(tmp_path, monkeypatch):
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     folder = _folder(tmp_path)
     with Run(folder, CONFIG) as run:
-        run.log({"loss": 1.0}, {"gradient_steps": 1})
+        run.log("train", {"loss": 1.0}, {"gradient_steps": 1})
     with pytest.raises(FileExistsError):
         Run(folder, CONFIG)
     assert len(_rows(folder)) == 1
@@ -67,13 +68,13 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
 def test_metrics_are_lines_of_json_with_their_axes(tmp_path):
     folder = _folder(tmp_path)
     with Run(folder, CONFIG) as run:
-        row = run.log({"loss": torch.tensor(0.5), "count": 3}, {"env_steps": 10, "gradient_steps": 20})
-        assert row == {"loss": 0.5, "count": 3.0}
+        row = run.log("train", {"loss": torch.tensor(0.5), "count": 3}, {"env_steps": 10, "gradient_steps": 20})
+        assert row == _rows(folder)[0]
         assert _rows(folder)[0]["loss"] == 0.5  # on disk at once, not at the end
-        run.log({"loss": 0.25}, {"env_steps": 11, "gradient_steps": 22})
+        run.log("train", {"loss": 0.25}, {"env_steps": 11, "gradient_steps": 22})
     first, second = _rows(folder)
     assert first.pop("minutes") >= 0
-    assert first == {"env_steps": 10, "gradient_steps": 20, "loss": 0.5, "count": 3.0}
+    assert first == {"group": "train", "env_steps": 10, "gradient_steps": 20, "loss": 0.5, "count": 3.0}
     assert second["env_steps"] == 11 and second["loss"] == 0.25
 
 
@@ -81,15 +82,15 @@ def test_tensorboard_reads_the_events_back(tmp_path):
     folder = _folder(tmp_path)
     with Run(folder, CONFIG) as run:
         for step in (5, 10):
-            run.log({"q_mean": step / 2, "alpha": 0.5}, {"env_steps": step, "gradient_steps": 7 * step}, "train")
-        run.log({"success_once": 0.25}, {"env_steps": 10}, "eval")
-        run.log({"bare": 1.0}, {"row": 3})
+            run.log("train", {"q_mean": step / 2, "alpha": 0.5}, {"env_steps": step, "gradient_steps": 7 * step})
+        run.log("eval", {"success_once": 0.25}, {"env_steps": 10})
+        run.log("stages", {"stage": 1.0}, {"stages_done": 3})
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
-    assert set(events.Tags()["scalars"]) == {"train/q_mean", "train/alpha", "eval/success_once", "bare"}
+    assert set(events.Tags()["scalars"]) == {"train/q_mean", "train/alpha", "eval/success_once", "stages/stage"}
     assert [(e.step, e.value) for e in events.Scalars("train/q_mean")] == [(5, 2.5), (10, 5.0)]  # x: first axis
     assert [(e.step, e.value) for e in events.Scalars("eval/success_once")] == [(10, 0.25)]
-    assert [(e.step, e.value) for e in events.Scalars("bare")] == [(3, 1.0)]
+    assert [(e.step, e.value) for e in events.Scalars("stages/stage")] == [(3, 1.0)]
 
 
 def test_the_saved_config_is_read_back_to_the_same_config(tmp_path):
@@ -97,7 +98,7 @@ def test_the_saved_config_is_read_back_to_the_same_config(tmp_path):
     with Run(folder, CONFIG):
         pass
     file = folder / "config.yaml"
-    assert set(yaml.safe_load(file.read_text())) == set(Stage2Config.__dataclass_fields__)
+    assert set(yaml.safe_load(file.read_text())) == {field.name for field in fields(Stage2Config)}
     assert parse_job(Stage2Config, "stage2_online.yaml", "dsrl", ["--config", str(file)]) == CONFIG
 
 
@@ -106,7 +107,7 @@ def test_a_metric_that_is_not_finite_ends_the_run_and_is_not_written(tmp_path, v
     folder = _folder(tmp_path)
     with Run(folder, CONFIG) as run:
         with pytest.raises(InputError) as error:
-            run.log({"loss": 1.0, "q_mean": value}, {"gradient_steps": 8})
+            run.log("train", {"loss": 1.0, "q_mean": value}, {"gradient_steps": 8})
         assert "q_mean" in str(error.value) and "finite" in str(error.value) and "8" in str(error.value)
     assert _rows(folder) == []
 
@@ -127,8 +128,8 @@ def test_weights_and_biases_works_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     folder = _folder(tmp_path)
-    with Run(folder, CONFIG, track=True, wandb_project="test") as run:
-        run.log({"loss": 0.125}, {"gradient_steps": 1})
+    with Run(folder, replace(CONFIG, track=True)) as run:
+        run.log("train", {"loss": 0.125}, {"gradient_steps": 1})
     files = list((folder / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(files) == 1 and files[0].stat().st_size > 0
     assert _rows(folder)[0]["loss"] == 0.125
@@ -137,7 +138,7 @@ def test_weights_and_biases_works_offline(tmp_path, monkeypatch):
 def test_tracking_without_the_package_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(InputError, match=r"track: .*wandb.*pip install"):
-        Run(_folder(tmp_path), CONFIG, track=True)
+        Run(_folder(tmp_path), replace(CONFIG, track=True))
 
 
 def test_progress_into_a_file_is_whole_lines(capsys):

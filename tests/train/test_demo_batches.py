@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from dsrl_offpolicy.demos.windows import Windows
-from dsrl_offpolicy.train.stage0_parts import to_batch
+from dsrl_offpolicy.train.demonstrations import to_batch
 
 
 def test_features_are_the_stacked_rows_of_the_table():

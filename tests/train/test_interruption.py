@@ -5,9 +5,8 @@ from __future__ import annotations
 import signal
 
 import pytest
-import torch
 
-from dsrl_offpolicy.train.interruption import EvaluationStopped, Interrupted, Interruption
+from dsrl_offpolicy.train.run import Interrupted, Interruption
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -48,13 +47,3 @@ def test_a_signal_on_which_nothing_inside_acted_reaches_what_is_around() -> None
         with pytest.raises(Interrupted, match="stopped by SIGTERM; to go on"):
             something_acts()
         assert around.requested is None
-
-
-def test_a_source_of_latents_listens() -> None:
-    features, noise = torch.zeros(2, 3), torch.ones(2, 4, 1)
-    with Interruption() as stop:
-        source = stop.listening(lambda _, noise: noise)
-        assert source(features, noise) is noise
-        signal.raise_signal(signal.SIGINT)
-        with pytest.raises(EvaluationStopped):
-            source(features, noise)

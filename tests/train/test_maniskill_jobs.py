@@ -17,7 +17,7 @@ from tiny_worlds import TINY_WIDTHS
 
 import dsrl_offpolicy
 from dsrl_offpolicy import load_base_policy
-from dsrl_offpolicy.demos.trajectory import read_demonstrations
+from dsrl_offpolicy.demos.format import read_demonstrations
 from dsrl_offpolicy.files.checkpoint import read_tensors
 
 pytestmark = [pytest.mark.maniskill, pytest.mark.usefixtures("maniskill")]

@@ -15,7 +15,8 @@ from dsrl_offpolicy.base_policies.loading import load_base_policy
 from dsrl_offpolicy.configs.shared import BasePolicyConfig, SimulatorConfig
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.train.wiring import base_env_spec, load_base
+from dsrl_offpolicy.train.base_env import base_env_spec
+from dsrl_offpolicy.train.start import load_base
 
 HORIZONS = ["--obs_horizon", 1, "--pred_horizon", 8]
 

@@ -19,7 +19,7 @@ from tiny_worlds import TASK, TINY_BASE, TINY_STAGE1
 
 from dsrl_offpolicy.commands import quickstart
 from dsrl_offpolicy.files.checkpoint import load_checkpoint
-from dsrl_offpolicy.train import demo_files
+from dsrl_offpolicy.train import demonstrations
 
 STAGE0_STEP = "dsrl_offpolicy.agents.awsc:AWSCAgent.update"
 ENCODER_STEP = "dsrl_offpolicy.agents.awsc:EncoderTraining.update"
@@ -136,14 +136,14 @@ def test_either_part_of_stage0_on_images_goes_on_to_the_bit(tmp_path, monkeypatc
     argv = ["demos", *task, "--out", demos, "--demonstrator", "scripted", "--obs_mode", "rgb"]
     done = run_dsrl([*argv, "--episodes", 2, "--demo_steps", 8])
     assert done.status == 0, done.err
-    ask, answers = demo_files._order_in_environment, []
+    ask, answers = demonstrations._order_in_environment, []
 
     def ask_once(*args: Any) -> Any:  # building the environment is most of the time of so short a run
         if not answers:
             answers.append(ask(*args))
         return answers[0]
 
-    monkeypatch.setattr(demo_files, "_order_in_environment", ask_once)
+    monkeypatch.setattr(demonstrations, "_order_in_environment", ask_once)
     flags = [
         "pretrain", *task, "--demo_path", demos, "--total_iters", 4, "--batch_size", 8, "--velocity_widths", 16,
         "--embed_dim", 8, "--critic_hidden_dims", 16, "--denoising_steps", 2, "--log_freq", 1,

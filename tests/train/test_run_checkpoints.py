@@ -11,18 +11,18 @@ import torch
 
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.formats import FORMAT_VERSION
-from dsrl_offpolicy.train.run_checkpoints import RunCheckpoints
+from dsrl_offpolicy.train.saves import Saves
 
 
 @pytest.fixture
-def checkpoints(tmp_path: Path) -> RunCheckpoints:
-    found = RunCheckpoints(tmp_path / "checkpoints", "stage2")
+def checkpoints(tmp_path: Path) -> Saves:
+    found = Saves(tmp_path / "checkpoints", "stage2")
     save(found, 1)
     save(found, 2)
     return found
 
 
-def save(checkpoints: RunCheckpoints, number: int) -> None:
+def save(checkpoints: Saves, number: int) -> None:
     checkpoints.save({"number": number, "weights": torch.full((50,), float(number))})
 
 
@@ -33,7 +33,7 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-def number(checkpoints: RunCheckpoints) -> int:
+def number(checkpoints: Saves) -> int:
     content = checkpoints.load()
     assert torch.equal(content["weights"], torch.full((50,), float(content["number"])))
     return content["number"]
@@ -71,7 +71,7 @@ def test_nothing_whole_is_an_error_that_says_all(checkpoints):
     with pytest.raises(InputError, match=r"last\.pt as it was saved.*previous\.pt as it was saved"):
         checkpoints.load()
     with pytest.raises(InputError, match="none was saved yet"):
-        RunCheckpoints(checkpoints.folder / "other", "stage2").load()
+        Saves(checkpoints.folder / "other", "stage2").load()
 
 
 def test_without_a_manifest_the_files_are_taken_as_they_are(checkpoints, capsys):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+
 import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers import FlattenObservation, RescaleAction, TransformObservation
 
 from dsrl_offpolicy.envs.family import EnvFamily
 from dsrl_offpolicy.envs.spec import EnvSpec
-from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.errors import InputError, did_you_mean
 
 
 class GymnasiumEnvs(EnvFamily):
@@ -22,8 +24,23 @@ class GymnasiumEnvs(EnvFamily):
         return list(gym.registry)
 
     def owns(self, env_id: str) -> bool:
-        """Return whether the id is registered, or names a module that registers it."""
-        return ":" in env_id or env_id in gym.registry
+        """Return whether the id is registered, or names a module that registers it.
+
+        Raises:
+            InputError: a module that cannot be imported, or registers no such id.
+        """
+        module, colon, name = env_id.partition(":")
+        if not colon:
+            return env_id in gym.registry
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # whatever a user's module raises while it is imported
+            problem = " ".join(f"{type(error).__name__}: {error}".split())
+            raise InputError(f"env_id: expected a module that can be imported, {env_id}: {problem}") from error
+        if name not in gym.registry:
+            near = did_you_mean(name, gym.registry)
+            raise InputError(f"env_id: expected an id that {module} registers, got {name!r}{near}")
+        return True
 
     def make(self, spec: EnvSpec) -> gym.Env:
         """Build one, with flat float32 states; actions are rescaled to [-1, 1].

@@ -20,9 +20,12 @@ import numpy as np
 from dsrl_offpolicy.envs.families.render_device import render_device
 from dsrl_offpolicy.envs.family import FAMILY_SETTINGS, Capabilities, EnvFacts, EnvFamily, MacroVectorEnv
 from dsrl_offpolicy.envs.spec import EnvSpec
+from dsrl_offpolicy.envs.success import is_success
 from dsrl_offpolicy.errors import InputError, did_you_mean
 
 DEFAULT_CONTROL_MODE = "pd_ee_delta_pose"
+TOO_NEW = (3, 13)
+"""The first Python for which ManiSkill, or what it needs, has no packages; pyproject.toml says the same."""
 
 
 class ManiSkill(EnvFamily):
@@ -51,6 +54,11 @@ class ManiSkill(EnvFamily):
         if ":" in env_id or (env_id in gym.registry and "mani_skill" not in sys.modules):
             return False
         return env_id in self.tasks()
+
+    def missing(self) -> str:
+        """Return how to install ManiSkill where it is not."""
+        installed = importlib.util.find_spec("mani_skill") is not None
+        return "" if installed else f"for ManiSkill's tasks: {how_to_install()}"
 
     def make(self, spec: EnvSpec) -> gym.Env:
         """Build one on the CPU."""
@@ -102,6 +110,16 @@ class ManiSkill(EnvFamily):
             return True
 
 
+def how_to_install(python: tuple[int, ...] = sys.version_info[:2]) -> str:
+    """Return what gets ManiSkill onto this machine: the extra is empty where ManiSkill has no packages."""
+    if python >= TOO_NEW:
+        return (
+            f"ManiSkill has no packages for Python {python[0]}.{python[1]}; make a virtual environment of Python "
+            "3.12 or older and install 'dsrl_offpolicy[maniskill]' there"
+        )
+    return "pip install 'dsrl_offpolicy[maniskill]'"
+
+
 def check_maniskill() -> None:
     """Refuse to go on where ManiSkill cannot build a scene.
 
@@ -109,9 +127,7 @@ def check_maniskill() -> None:
         InputError: it is not installed, or has no render device; says what cures it.
     """
     if importlib.util.find_spec("mani_skill") is None:
-        raise InputError(
-            "env_id: expected the extra maniskill (pip install 'dsrl_offpolicy[maniskill]'), got none"
-        )
+        raise InputError(f"env_id: expected ManiSkill to be installed: {how_to_install()}")
     render_device()
 
 
@@ -346,7 +362,7 @@ class ManiSkillEnv(gym.Env):
         with self._inference_mode():
             obs, reward, terminated, _, info = self.simulator.step(action)
             self._elapsed += 1
-            facts = {"success": bool(info["success"])} if "success" in info else {}
+            facts = {"success": is_success(info["success"])} if "success" in info else {}
             truncated = self.max_episode_steps is not None and self._elapsed >= self.max_episode_steps
             # ManiSkill ends an episode on success or failure; ending on success is SuccessReward's to decide.
             failed = bool(terminated) and not facts.get("success", False)

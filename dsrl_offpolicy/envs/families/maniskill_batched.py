@@ -26,6 +26,7 @@ from dsrl_offpolicy.envs.family import Capabilities, MacroVectorEnv
 from dsrl_offpolicy.envs.macro_step import stacked_space
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.success import no_success
+from dsrl_offpolicy.rewards import sparse_reward
 
 Frames = dict[str, Tensor]
 
@@ -114,9 +115,8 @@ class BatchedMacroStepEnv(MacroVectorEnv):
             with torch.inference_mode():
                 obs, reward, terminated, _, info = self.simulator.step(_where(active, chunk[:, row], 0.0))
             frame = self._frame(obs)
-            success, reward = self._judge(info, reward)
-            # ManiSkill ends an episode on success or failure; ending on success is the spec's to decide.
-            ends = (terminated & ~success) | (success & self.env_spec.end_on_success)
+            success, failed, reward = self._judge(info, terminated, reward)
+            ends = failed | (success & self.env_spec.end_on_success)
             total += torch.where(active, self.env_spec.gamma**row * reward, 0.0)
             n += active
             self._length += active
@@ -136,15 +136,20 @@ class BatchedMacroStepEnv(MacroVectorEnv):
     def close_extras(self, **kwargs: Any) -> None:
         self.simulator.base_env.close()
 
-    def _judge(self, info: Mapping[str, Tensor], reward: Tensor) -> tuple[Tensor, Tensor]:
-        """Success, and the reward that the spec asks for (see ``SuccessReward``)."""
+    def _judge(
+        self, info: Mapping[str, Tensor], terminated: Tensor, reward: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Success, failure, and the reward that the spec asks for (see ``SuccessReward``)."""
         spec = self.env_spec
         if "success" not in info and spec.reward_mode == "sparse":
             raise no_success(spec)
-        success = info["success"].clone() if "success" in info else self._zeros(torch.bool)
+        told = info["success"] if "success" in info else self._zeros(torch.bool)
+        success = (told == told) & (told != 0)  # NaN is none
+        # ManiSkill ends an episode on success or failure; ending on success is the spec's to decide.
+        failed = terminated & ~success
         if spec.reward_mode == "sparse":
-            reward = torch.where(success, 0.0, -1.0)
-        return success, reward.clone() * spec.reward_scale
+            reward = sparse_reward(success, failed, spec.gamma, 1.0)
+        return success, failed, reward.clone() * spec.reward_scale
 
     def _frame(self, obs: Any) -> Frames:
         from mani_skill.utils import common

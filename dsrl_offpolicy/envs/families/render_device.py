@@ -5,11 +5,10 @@ from __future__ import annotations
 from dsrl_offpolicy.errors import InputError
 
 REMEDY = (
-    "without a GPU, install Mesa's lavapipe 24.3 or newer: on Debian 12 "
-    "`echo 'deb http://deb.debian.org/debian bookworm-backports main' "
-    "> /etc/apt/sources.list.d/bookworm-backports.list` and "
+    "without a GPU, install Mesa's lavapipe 24.3 or newer: on Debian 12 add bookworm-backports of your mirror to "
+    "apt's sources and run "
     "`apt-get update && apt-get install -y -t bookworm-backports mesa-vulkan-drivers libvulkan1` "
-    "(scripts/setup_software_rendering.sh runs both; newer releases need no backports)"
+    "(scripts/setup_software_rendering.sh does both; newer releases need no backports)"
 )
 
 

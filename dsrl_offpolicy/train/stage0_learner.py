@@ -1,22 +1,17 @@
-"""What Stage 0 is made of: the base policy that settings and demonstrations make, its learner, and its windows."""
+"""The base policy that settings and demonstrations make, and its learner (Stage 0)."""
 
 from __future__ import annotations
 
 from dataclasses import fields
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from dsrl_offpolicy.agents.awsc import AWSCAgent, DemoBatch
+from dsrl_offpolicy.agents.awsc import AWSCAgent
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowSpec
 from dsrl_offpolicy.configs.jobs import Stage0Config
-from dsrl_offpolicy.contracts import PolicyInfo, RewardTerms
 from dsrl_offpolicy.demos.trajectory import Demonstrations
-from dsrl_offpolicy.demos.windows import Windows, WindowSpec
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.seeding import torch_generator
-from dsrl_offpolicy.train.demo_files import image_shape
 
 IMAGE_SETTINGS = (
     "visual_dim", "visual_pool", "encoder_iters", "encoder_batch_size", "encoder_lr", "image_shift", "image_size",
@@ -25,7 +20,7 @@ IMAGE_SETTINGS = (
 
 def base_spec(config: Stage0Config, demos: Demonstrations) -> ShortcutFlowSpec:
     """The base policy that a configuration and a file of demonstrations make."""
-    shape = image_shape(demos)
+    shape = demos.image_shape
     if shape is not None and config.image_size not in (None, shape[:2]):
         raise InputError(f"image_size: expected {shape[:2]} as in {demos.path}, got {config.image_size}")
     if shape is None:
@@ -77,28 +72,4 @@ def build_agent(config: Stage0Config, spec: ShortcutFlowSpec, device: torch.devi
         polyak_tau=config.critic_tau,
         generator=torch_generator(config.seed, "stage0", device),
         device=device,
-    )
-
-
-def window_spec(info: PolicyInfo, rewards: RewardTerms) -> WindowSpec:
-    """The windows that a base policy is trained on."""
-    terms = rewards.known()
-    return WindowSpec(info.obs_horizon, info.action_shape[0], info.act_horizon, *vars(terms).values())
-
-
-def to_batch(windows: Windows, table: Tensor) -> DemoBatch:
-    """Windows as tensors on the device of ``table [F, V+S]``, the encoded frames of all demonstrations."""
-
-    def tensor(values: np.ndarray) -> Tensor:
-        return torch.as_tensor(values, dtype=torch.float32, device=table.device)
-
-    def features(rows: np.ndarray) -> Tensor:
-        return table[torch.from_numpy(rows).to(table.device)].flatten(1)
-
-    return DemoBatch(
-        features(windows.rows),
-        tensor(windows.chunks),
-        tensor(windows.reward),
-        tensor(windows.discount),
-        features(windows.next_rows),
     )

@@ -9,19 +9,18 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import h5py
 
-from dsrl_offpolicy.demos.trajectory import check_new_file
+from dsrl_offpolicy.demos.formats.maniskill_hdf5 import check_new_file
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.files.plain import reading
 
 PART_EPISODES = 5
 """Demonstrations per part: what an interruption costs at most."""
-
-UNFINISHED = ".unfinished"
 
 
 @dataclass(frozen=True)
@@ -71,10 +70,6 @@ class PartCounts:
         return self.planned - self.kept
 
 
-MakePart = Callable[[Path, int, int], PartCounts]
-"""Plans from a first seed until there are so many successes, and writes what it keeps into a folder."""
-
-
 def parts_folder(path: Path) -> Path:
     """Where the parts of the HDF5 file ``path`` are made."""
     return path.with_name(path.name + ".parts")
@@ -84,84 +79,44 @@ def open_parts(folder: Path, request: PlanRequest) -> PartCounts:
     """Make the folder, or go on in the one of an interrupted run. Returns what its parts hold.
 
     Raises:
-        InputError: it was begun with other settings, or cannot be made.
+        InputError: it was begun with other settings, cannot be made, or holds something else.
     """
     settings = folder / "settings.json"
+    asked = asdict(request)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not settings.exists():
             if any(folder.iterdir()):
                 raise InputError(f"out: expected a folder of parts begun by this command, got {folder}")
-            settings.write_text(json.dumps(asdict(request)))
+            settings.write_text(json.dumps(asked))
     except OSError as error:
         raise InputError(f"out: expected a folder that can be made, {folder}: {error.strerror}") from error
-    begun = read_request(folder)
-    for field in fields(PlanRequest):
-        old, new = getattr(begun, field.name), getattr(request, field.name)
-        if old != new:
+    with reading(str(settings), "settings of a recording (remove its folder to start anew)"):
+        begun = dict(json.loads(settings.read_text()))
+    for name, value in asked.items():
+        if begun.get(name) != value:
             raise InputError(
-                f"{field.name}: expected {old}, with which {folder} was begun (remove that folder to start anew), "
-                f"got {new}"
+                f"{name}: expected {begun.get(name)}, with which {folder} was begun (remove that folder to start "
+                f"anew), got {value}"
             )
     return sum((counts for _, counts in finished_parts(folder)), PartCounts())
 
 
-def read_request(folder: Path) -> PlanRequest:
-    """The settings with which a folder of parts was begun.
-
-    Raises:
-        InputError: they cannot be read.
-    """
-    try:
-        return PlanRequest(**json.loads((folder / "settings.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        problem = " ".join(str(error).split())
-        raise InputError(
-            f"out: expected settings.json in {folder} (remove that folder), got: {problem}"
-        ) from error
-
-
 def finished_parts(folder: Path) -> list[tuple[Path, PartCounts]]:
-    """The whole parts in order, with their counts."""
-    parts = sorted(p for p in folder.glob("part_*") if p.suffix != UNFINISHED)
+    """Return the whole parts in order, with their counts."""
+    parts = sorted(folder.glob("part_*"))
     return [(part, PartCounts(**json.loads((part / "counts.json").read_text()))) for part in parts]
 
 
-def make_parts(
-    folder: Path, request: PlanRequest, make: MakePart, tell: Callable[[PartCounts], None]
-) -> PartCounts:
-    """Add parts until they hold ``request.episodes`` demonstrations.
-
-    Args:
-        folder: opened by :func:`open_parts`.
-        request: what is asked.
-        make: makes one part.
-        tell: hears the counts so far, after every part.
-
-    Raises:
-        InputError: no plan survives its conversion.
-    """
-    for unfinished in folder.glob(f"*{UNFINISHED}"):
-        shutil.rmtree(unfinished)
-    parts = finished_parts(folder)
-    total = sum((counts for _, counts in parts), PartCounts())
-    number = len(parts)
-    while total.kept < request.episodes:
-        if total.kept == 0 and total.planned >= PART_EPISODES:
-            raise InputError(
-                f"control_mode: expected one in which plans of {request.env_id} still succeed, got "
-                f"{request.control_mode} (0 of {total.planned}); {folder} can be removed"
-            )
-        part = folder / f"part_{number:04d}"
-        unfinished = part.with_name(part.name + UNFINISHED)
-        unfinished.mkdir()
-        wanted = min(PART_EPISODES, request.episodes - total.kept)
-        counts = make(unfinished, request.first_seed + total.tried, wanted)
-        (unfinished / "counts.json").write_text(json.dumps(asdict(counts)))
-        unfinished.rename(part)
-        total, number = total + counts, number + 1
-        tell(total)
-    return total
+def add_part(folder: Path, make: Callable[[Path], PartCounts]) -> PartCounts:
+    """Let ``make`` fill a new part, which takes its name when it is whole. Returns the part's counts."""
+    unfinished = folder / "unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    counts = make(unfinished)
+    (unfinished / "counts.json").write_text(json.dumps(asdict(counts)))
+    unfinished.rename(folder / f"part_{len(finished_parts(folder)):04d}")
+    return counts
 
 
 def merge_parts(folder: Path, path: Path) -> None:

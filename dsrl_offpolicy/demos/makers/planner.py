@@ -1,27 +1,94 @@
-"""The process that plans and converts: apart from the job because the planner is native code that can crash.
-
-``python -m dsrl_offpolicy.demos.planner_process FOLDER`` adds parts to a folder that the job opened. Standard
-output carries one JSON object per line, the counts so far or an error; all that the libraries print goes to
-standard error.
-"""
+"""ManiSkill's motion planner and its replay, in a process of their own: they are native code that can crash."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from dsrl_offpolicy.demos.planning_parts import PartCounts, PlanRequest, make_parts, read_request
+from dsrl_offpolicy.demos.makers.parts import PART_EPISODES, PartCounts, PlanRequest
 from dsrl_offpolicy.errors import InputError
 
 MAX_FAILURES = 50
 """Plans that may fail in a row before the task is given up."""
+
+
+MakePart = Callable[[PlanRequest, Path, int, int], PartCounts]
+"""Plans from a first seed until there are so many successes, and writes what it keeps into a folder."""
+
+
+class PlannerProcess:
+    """The process that makes parts.
+
+    Args:
+        make: makes one part there.
+        log: file for all that the libraries print.
+    """
+
+    def __init__(self, make: MakePart, log: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._log = log
+        self._connection, there = context.Pipe()
+        self._process = context.Process(target=_serve, args=(there, make, log), daemon=True)
+        self._process.start()
+        there.close()
+
+    def make(self, request: PlanRequest, so_far: PartCounts, folder: Path) -> PartCounts:
+        """Make the part that follows ``so_far`` in ``folder``.
+
+        Raises:
+            InputError: the request cannot be met, or the planner crashed.
+        """
+        count = min(PART_EPISODES, request.episodes - so_far.kept)
+        try:
+            self._connection.send((request, folder.absolute(), request.first_seed + so_far.tried, count))
+            answer = self._connection.recv()
+        except (EOFError, OSError):
+            raise InputError(
+                f"env_id: expected motion plans, got {self._last_words()} after {so_far.kept} demonstrations; "
+                f"the same command goes on from there, {self._log} tells more"
+            ) from None
+        if isinstance(answer, InputError):
+            raise answer
+        return answer
+
+    def kill(self) -> None:
+        """End the process, whatever it is doing."""
+        self._process.kill()
+        self._process.join()
+
+    def _last_words(self) -> str:
+        self._process.join()
+        status = self._process.exitcode or 0
+        if status < 0:
+            return f"a crash ({signal.Signals(-status).name})"
+        said = self._log.read_text(errors="replace").split("\n") if self._log.exists() else []
+        return next((line.strip() for line in reversed(said) if line.strip()), "nothing")
+
+
+def _serve(connection: Connection, make: MakePart, log: Path) -> None:
+    """Make parts until nobody asks for more. Ctrl-C is the job's to hear, which then ends this process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: more threads only cost time
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    while True:
+        try:
+            asked = connection.recv()
+        except EOFError:
+            return
+        try:
+            connection.send(make(*asked))
+        except InputError as error:
+            connection.send(error)
 
 
 def make_part(request: PlanRequest, folder: Path, first_seed: int, count: int) -> PartCounts:
@@ -123,28 +190,3 @@ def _convert(request: PlanRequest) -> None:
         (converted,) = Path().glob(f"plans.*{suffix}")  # under the name that the tool chose
         converted.rename(f"trajectory{suffix}")
         Path(f"plans{suffix}").unlink()
-
-
-def main(argv: Sequence[str]) -> int:
-    """Add parts to the folder in ``argv``."""
-    folder = Path(argv[0]).resolve()
-    events = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-
-    def tell(event: dict[str, Any]) -> None:
-        print(json.dumps(event), file=events, flush=True)
-
-    try:
-        request = read_request(folder)
-        make_parts(folder, request, partial(make_part, request), lambda counts: tell(asdict(counts)))
-    except ImportError as error:
-        tell({"error": f"env_id: expected the extra maniskill (pip install 'dsrl_offpolicy[maniskill]'), {error}"})
-        return 2
-    except InputError as error:
-        tell({"error": str(error)})
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

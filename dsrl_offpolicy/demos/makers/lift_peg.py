@@ -6,16 +6,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from dsrl_offpolicy.demos.scripted import CorrelatedNoise, Imperfection
+from dsrl_offpolicy.configs.jobs import DemosConfig
+from dsrl_offpolicy.demos.formats.maniskill_hdf5 import check_new_file
+from dsrl_offpolicy.demos.maker import Maker
+from dsrl_offpolicy.demos.makers import imperfection
+from dsrl_offpolicy.demos.makers.imperfection import CorrelatedNoise, Imperfection
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED, numpy_generator
+from dsrl_offpolicy.tracking.progress import ProgressReport
 
 TASK = "LiftPegUpright-v1"
 CONTROL_MODE = "pd_ee_delta_pose"
@@ -103,62 +108,49 @@ def _rotation_to_vertical(axis: np.ndarray) -> np.ndarray:
     return normal / max(length, 1e-9) * np.arctan2(length, axis[2])
 
 
-@dataclass(frozen=True)
-class Recording:
-    """What to record.
+class LiftPegScript(Maker):
+    """The scripted expert of LiftPegUpright-v1, recorded by ManiSkill's own recorder."""
 
-    Attributes:
-        obs_mode: flat states, or images beside them.
-        reward_mode: ManiSkill's mode of the recorded rewards.
-        demo_steps: env steps after which a demonstrator gives up.
-        robot_uids: ManiSkill's robot; None is the task's own.
-    """
+    name = f"{TASK}'s scripted expert"
+    demonstrator = "scripted"
+    control_mode = CONTROL_MODE
+    settings = (*imperfection.SETTINGS, "obs_mode", "reward_mode", "robot_uids")
 
-    obs_mode: str
-    reward_mode: str
-    demo_steps: int
-    robot_uids: str | None = None
+    def tasks(self) -> Sequence[str]:
+        """Return its only task."""
+        return (TASK,)
 
-
-def record_lift_peg(
-    recording: Recording,
-    path: Path,
-    seeds: list[int],
-    make_expert: Callable[[], LiftPegExpert],
-    report: Callable[[int, float], None],
-) -> None:
-    """Write one demonstration per seed, failures included, with ManiSkill's own recorder.
-
-    Args:
-        recording: what to record.
-        path: the HDF5 file, which must not exist.
-        seeds: of the starts.
-        make_expert: draws an expert's errors for the next episode.
-        report: hears the episodes so far and their success rate.
-
-    Raises:
-        InputError: ManiSkill is missing, or the file cannot be made.
-    """
-    path = path.absolute()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(prefix=".demos-", dir=path.parent)
-    except OSError as error:
-        raise InputError(f"out: expected a file that can be made, {path}: {error.strerror}") from error
-    # The recorder replaces ".h5" anywhere in a path, also in the names of folders: it gets a relative one.
-    with folder, contextlib.chdir(folder.name):
-        env = _make_recorder(recording)
-        successes = 0
-        for i, seed in enumerate(seeds, start=1):
-            successes += _record_episode(env, seed, make_expert())
-            env.flush_trajectory()
-            report(i, successes / i)
-        env.close()
-        Path("demos.json").rename(path.with_suffix(".json"))
-        Path("demos.h5").rename(path)
+    def record(self, config: DemosConfig, path: Path) -> None:
+        """Record one demonstration per start, failures included."""
+        check_new_file(path)
+        rng = numpy_generator(config.seed, "demonstrations")
+        seeds = [int(s) for s in rng.integers(FIRST_EVALUATION_SEED, size=config.episodes)]
+        errors = Imperfection.of(config)
+        path = path.absolute()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.TemporaryDirectory(prefix=".demos-", dir=path.parent)
+        except OSError as error:
+            raise InputError(f"out: expected a file that can be made, {path}: {error.strerror}") from error
+        # The recorder replaces ".h5" anywhere in a path, also in the names of folders: it gets a relative one.
+        with (
+            folder,
+            contextlib.chdir(folder.name),
+            ProgressReport("demos", config.episodes, "episodes") as progress,
+        ):
+            env = _make_recorder(config)
+            successes = 0
+            for i, seed in enumerate(seeds, start=1):
+                successes += _record_episode(env, seed, LiftPegExpert(errors, rng))
+                env.flush_trajectory()
+                if i % 20 == 0 or i == config.episodes:
+                    progress.report(i, {"success": successes / i})
+            env.close()
+            Path("demos.json").rename(path.with_suffix(".json"))
+            Path("demos.h5").rename(path)
 
 
-def _make_recorder(recording: Recording) -> Any:
+def _make_recorder(config: DemosConfig) -> Any:
     try:
         import gymnasium as gym
         import mani_skill.envs  # registers the tasks
@@ -168,15 +160,15 @@ def _make_recorder(recording: Recording) -> Any:
             f"env_id: expected the extra maniskill (pip install 'dsrl_offpolicy[maniskill]') for {TASK}, {error}"
         ) from error
     mani_skill.logger.setLevel(logging.ERROR)
-    robot = {} if recording.robot_uids is None else {"robot_uids": recording.robot_uids}
+    robot = {} if config.robot_uids is None else {"robot_uids": config.robot_uids}
     env = gym.make(
         TASK,
-        obs_mode=recording.obs_mode,
+        obs_mode=config.obs_mode,
         control_mode=CONTROL_MODE,
-        reward_mode=recording.reward_mode,
+        reward_mode=config.reward_mode,
         sim_backend="physx_cpu",
-        render_backend="none" if recording.obs_mode == "state" else "gpu",
-        max_episode_steps=recording.demo_steps,
+        render_backend="none" if config.obs_mode == "state" else "gpu",
+        max_episode_steps=config.demo_steps,
         **robot,
     )
     return RecordEpisode(

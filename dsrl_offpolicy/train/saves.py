@@ -1,4 +1,4 @@
-"""The checkpoints that a run goes on from: the last and the one before, and a manifest that knows their bytes."""
+"""What a run resumes from: its last save and the one before, and a manifest that knows their bytes."""
 
 from __future__ import annotations
 
@@ -6,22 +6,38 @@ import contextlib
 import json
 import os
 import platform
+import random
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import file_digest, load_checkpoint, save_checkpoint
 from dsrl_offpolicy.files.formats import FORMAT_VERSION, NewerFormatError
+from dsrl_offpolicy.files.plain import check_fields, reading
 
 LAST, PREVIOUS, MANIFEST = "last.pt", "previous.pt", "manifest.json"
 LIBRARIES = ("torch", "numpy", "gymnasium", "metaworld", "mani-skill")
 
+COMMON = {
+    "device": str, "training": dict[str, Any], "log": dict[str, Any], "random": dict[str, Any],
+    "settings": dict[str, Any],
+}  # fmt: skip
+"""What the saves of every stage hold besides its own; ``settings`` came later."""
+LOG = {"minutes": float, "rows": int}
+LOGGERS = {"sinks": dict[str, dict[str, Any]], "step": int, "wandb_id": str | None}
+"""The states of the loggers; the last two of saves of earlier versions."""
+RANDOM = {"python": list[Any], "numpy": list[Any], "torch": Tensor}
 
-class RunCheckpoints:
+
+class Saves:
     """``last.pt`` and ``previous.pt`` of one run, of one ``kind``.
 
     At no moment is there no whole file: the new one is written aside, its digest goes into the manifest, the last
@@ -36,7 +52,7 @@ class RunCheckpoints:
         """Whether anything was saved yet."""
         return any((self.folder / name).exists() for name in (LAST, PREVIOUS))
 
-    def save(self, content: Mapping[str, Any], progress: str | None = None) -> None:
+    def save(self, content: Mapping[str, Any], progress: str = "") -> None:
         """Keep ``content`` as the last checkpoint. A last one that was damaged does not become the previous one.
 
         Args:
@@ -101,11 +117,11 @@ class RunCheckpoints:
             return None
         return [str(digest) for digest in found] if isinstance(found, list) else None
 
-    def _write_manifest(self, digests: list[str], progress: str | None) -> None:
+    def _write_manifest(self, digests: list[str], progress: str) -> None:
         manifest = {
             "format_version": FORMAT_VERSION,
             "kind": self.kind,
-            **({"progress": progress} if progress is not None else {}),
+            "progress": progress,
             "sha256": digests,
             "python": platform.python_version(),
             "versions": {name: _version(name) for name in LIBRARIES},
@@ -135,3 +151,26 @@ def _version(library: str) -> str | None:
         return metadata.version(library)
     except metadata.PackageNotFoundError:
         return None
+
+
+def check_common(content: Mapping[str, Any], same: Collection[str], where: str) -> None:
+    """Hold what the saves of every stage hold against what it is: logs, global generators, digests.
+
+    Args:
+        content: of a save.
+        same: names of what must not have changed.
+        where: the place to name in an error.
+
+    Raises:
+        InputError: entries that are missing or of another type.
+    """
+    check_fields(content, {**COMMON, **dict.fromkeys(same, str)}, where, optional=("settings",))
+    check_fields(content["log"], {**LOG, **LOGGERS}, f"{where}: log", optional=LOGGERS)
+    states, at = content["random"], f"{where}: random"
+    check_fields(states, RANDOM, at)
+    with reading(at, "states of generators"):  # tried on others
+        version, words, gauss = states["python"]
+        random.Random().setstate((version, tuple(words.tolist()), gauss))
+        name, keys, *rest = states["numpy"]
+        np.random.RandomState().set_state((name, keys.numpy().astype(np.uint32), *rest))
+        torch.Generator().set_state(states["torch"].cpu())
