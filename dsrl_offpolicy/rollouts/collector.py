@@ -136,7 +136,7 @@ class Collector:
             for i in np.flatnonzero(over):
                 self._episodes[i] = Episode(seeds[i], [])
             encoding = self._encode(obs)
-        self._encoding = encoding
+        self._encoding: Encoding = encoding
         self._latent = None
         return Collected(*happened, finished, int(np.sum(lost)))
 
