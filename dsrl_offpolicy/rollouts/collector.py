@@ -82,6 +82,7 @@ class Collector:
         self._lent: dict[str, Any] | None = None
         self._latent: Tensor | None = None
         self._episodes: list[Episode] = []
+        self._encoding: Encoding
         self._begin_anew()
 
     def launch(self, source: LatentSource) -> None:

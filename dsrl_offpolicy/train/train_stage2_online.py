@@ -185,7 +185,7 @@ class Stage2:
         """Evaluate the policy, and keep it where it is the best so far."""
         assert self.collector is not None
         if env is self.collector.env:  # an exclusive family
-            self._count(self.collector.lend())
+            self._store(self.collector.lend())
         config, axes = self.config, self.counters.axes
         policy = self.agent.source(config.eval_deterministic)
         self.last_evaluation = summary = evaluate(run, env, self.base, policy, config.eval_episodes, self.device)
