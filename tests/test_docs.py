@@ -95,8 +95,8 @@ def test_flags_exist(page, flags):
 
 @pytest.mark.parametrize(
     "text",
-    ["`train/wiring.py`", "`reports/`", "`seeding.derive_sed`", "`train.wiring`", "python benchmarks/none.py --out x",
-     "see tests/test_nothing.py", "`nowhere.py`"],
+    ["`train/wiring.py`", "`reports/`", "`seeding.derive_sed`", "`train.wiring`", "`nowhere.py`",
+     "see tests/test_nothing.py", "python benchmarks/none.py --out x"],
 )  # fmt: skip
 def test_what_is_not_there_is_found(text):
     assert len(missing_paths(text, ROOT / "README.md")) == 1
@@ -104,8 +104,8 @@ def test_what_is_not_there_is_found(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["`train/run.py`", "`envs/families/`", "`seeding.derive_seed`", "`unfinished/`", "`registry.py`", "`runs/x.png`",
-     "`demos/<task>-seed<N>.h5`", "`evaluation.csv`", "`q_mean`", "`1.5`"],
+    ["`train/run.py`", "`envs/families/`", "`seeding.derive_seed`", "`unfinished/`", "`registry.py`",
+     "`runs/x.png`", "`demos/<task>-seed<N>.h5`", "`evaluation.csv`", "`q_mean`", "`1.5`"],
 )  # fmt: skip
 def test_what_is_there_or_is_no_file_of_ours_is_left_alone(text):
     assert missing_paths(text, ROOT / "README.md") == []

@@ -6,7 +6,6 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-
 from test_imports import LEVELS
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "draw_rooms.py"

@@ -46,15 +46,15 @@ class SACConfig(SteeringConfig, LatentCriticConfig):
     tau: Rate = 0.005
     """Polyak rate of the target networks."""
     regularizer: Regularizer = "entropy"
-    """Entropy bonus (SAC), or anchoring to the prior."""
+    """Entropy bonus (SAC), or KL to the prior."""
     init_temperature: NotNegative = 0.1
-    """alpha at the start."""
+    """Initial alpha."""
     learn_temperature: bool = True
-    """Adjust alpha to the target."""
+    """Adjust alpha to reach the target."""
     target_entropy: Finite | Literal["auto"] = "auto"
-    """Nats of w; auto is -0.5 * latent_dim."""
+    """Target entropy in nats of w; auto is -0.5 * latent_dim."""
     target_kl: NotNegative = 10.0
-    """Nats from the prior that regularizer=kl allows."""
+    """Target KL to the prior in nats, for regularizer=kl."""
     backup_entropy: bool = True
     """Count the regulariser in the TD target."""
 

@@ -1,1 +1,1 @@
-"""Environments: the seam for simulators, chunks as macro-steps, many at once. No torch outside ManiSkill's files."""
+"""Environments: the seam for simulators, chunks as macro-steps, many at once. Torch only in ManiSkill's files."""
