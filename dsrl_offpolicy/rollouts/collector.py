@@ -83,6 +83,9 @@ class Collector:
         self.starts = starts
         self.device = torch.device(device)
         self._lent: dict[str, Any] | None = None
+        self._latent: Tensor | None
+        self._episodes: list[Episode]
+        self._encoding: Encoding
         self._begin_anew()
 
     def launch(self, source: LatentSource) -> None:
@@ -214,7 +217,7 @@ class Collector:
         obs, _ = self.env.reset(seed=seeds)
         self._episodes = [Episode(seed, []) for seed in seeds]
         self._encoding = self._encode(obs)
-        self._latent: Tensor | None = None
+        self._latent = None
 
     def _set_generators(self, state: dict[str, Any]) -> None:
         self.noise.set_state(state["noise"])
