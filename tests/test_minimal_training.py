@@ -23,6 +23,7 @@ from tiny_worlds import TASK
 
 from dsrl_offpolicy import load_base_policy
 from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
 from dsrl_offpolicy.commands import demos as generate_demos
 from dsrl_offpolicy.commands import evaluate, quickstart
@@ -32,7 +33,6 @@ from dsrl_offpolicy.configs.jobs import (
     QuickstartConfig,
     Stage0Config,
     Stage1Config,
-    Stage2Config,
 )
 from dsrl_offpolicy.contracts import Encoding
 from dsrl_offpolicy.errors import InputError
@@ -168,7 +168,7 @@ def test_stage1_verifies_itself_and_is_evaluated(chain):
     summary = _summary(chain.stage1)
     check = summary["verification"]
     assert check["difference"] == pytest.approx(check["q_policy"] - check["q_prior"], abs=1e-4)
-    assert check["difference_low"] <= check["difference"] <= check["difference_high"]
+    assert check["episodes"] == 1 and "difference_low" not in check  # one held-out episode has no interval
     assert check["states"] == 8
     assert summary["evaluation"]["episodes"] == 2
     assert summary["evaluation"]["length"]["value"] == 16  # max_episode_steps: hardly trained, it never succeeds

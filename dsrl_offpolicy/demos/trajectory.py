@@ -69,6 +69,7 @@ class DemoInfo:
         max_episode_steps: env steps of the recording environment's time limit, which recordings may exceed.
         episodes: demonstrations in the file.
         has_rewards: whether it holds rewards.
+        has_gripper: whether the last number of an action is a gripper's command, which holds on past the end.
     """
 
     env_id: str = ""
@@ -79,6 +80,7 @@ class DemoInfo:
     max_episode_steps: int | None = None
     episodes: int = 0
     has_rewards: bool = False
+    has_gripper: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

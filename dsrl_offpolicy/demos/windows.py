@@ -102,25 +102,30 @@ def stack_poses(trajectories: Sequence[Trajectory]) -> np.ndarray | None:
     return (poses[:, varies] - poses[:, varies].mean(0)) / std[varies] if varies.any() else None
 
 
-def cut_windows(trajectories: Sequence[Trajectory], control_mode: str, spec: WindowSpec) -> Windows:
+def cut_windows(
+    trajectories: Sequence[Trajectory], control_mode: str, spec: WindowSpec, *, has_gripper: bool = True
+) -> Windows:
     """Every window of every trajectory (starts run from -(o-1) to the last step).
 
-    On the left the first observation and action repeat. On the right delta-controlled arms get zeros and the
-    last gripper command, others the last action. A truncation ends nothing: ManiSkill's recordings carry on past
-    the registered time limit and mark every step from there on. A termination ends the window that reaches it,
-    with discount 0; without success it costs, in sparse mode, what never succeeding costs.
+    On the left the first observation and action repeat. On the right delta-controlled arms get zeros and, where
+    they have a gripper, its last command (the last number of an action); others get the last action. A truncation
+    ends nothing: ManiSkill's recordings carry on past the registered time limit and mark every step from there on.
+    A termination ends the window that reaches it, with discount 0; without success it costs, in sparse mode, what
+    never succeeding costs.
 
     Raises:
         InputError: dense rewards asked of trajectories that have none.
     """
-    zero_pad, parts, first_row = pads_with_zeros(control_mode), [], 0
+    # The numbers of an action that are zero past the end.
+    still = slice(0, (-1 if has_gripper else None) if pads_with_zeros(control_mode) else 0)
+    parts, first_row = [], 0
     for index, trajectory in enumerate(trajectories):
-        parts.append(_cut(trajectory, index, first_row, zero_pad, spec))
+        parts.append(_cut(trajectory, index, first_row, still, spec))
         first_row += len(trajectory) + 1
     return Windows(*(np.concatenate([getattr(p, name) for p in parts]) for name in Windows.__dataclass_fields__))
 
 
-def _cut(trajectory: Trajectory, index: int, first_row: int, zero_pad: bool, spec: WindowSpec) -> Windows:
+def _cut(trajectory: Trajectory, index: int, first_row: int, still: slice, spec: WindowSpec) -> Windows:
     actions = trajectory.actions
     terminated = trajectory.terminated.copy()
     if spec.end_on_success and trajectory.success.any():
@@ -136,10 +141,7 @@ def _cut(trajectory: Trajectory, index: int, first_row: int, zero_pad: bool, spe
     n = np.minimum(spec.act_horizon, _last_steps(terminated[:length]) + 1 - t)
     steps = t[:, None] + np.arange(spec.pred_horizon) - (spec.obs_horizon - 1)
     chunks = actions[np.clip(steps, 0, length - 1)]
-    if zero_pad:
-        beyond = steps >= length
-        chunks[beyond] = 0
-        chunks[beyond, -1] = actions[length - 1, -1]
+    chunks[..., still][steps >= length] = 0
     inside = np.arange(spec.act_horizon) < n[:, None]
     ahead = np.minimum(t[:, None] + np.arange(spec.act_horizon), length - 1)
     powers = spec.gamma ** np.arange(spec.act_horizon)

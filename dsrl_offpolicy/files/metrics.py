@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import msgspec
 
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.files.plain import Number, checked
+from dsrl_offpolicy.files.plain import checked, is_finite_number, shown
 
 NAME = "metrics.jsonl"
 
 Group = Literal["stage0", "encoder", "stage1", "train", "eval", "diag", "stages"]
 """What a row is of: training in Stage 0, of its image encoder, in Stage 1, in Stage 2 (``train``); an evaluation
 by episodes; a check of what was learnt (``diag``); the stages of a quickstart that are done."""
-GROUPS: tuple[str, ...] = get_args(Group)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -41,7 +40,10 @@ def metrics_row(line: str, where: str) -> dict[str, Any]:
     """
     row = json_object(line, where)
     for name, value in row.items():
-        checked(value, Group if name == "group" else Number, f"{where}: {name}")
+        if name == "group":
+            checked(value, Group, f"{where}: group")
+        elif not is_finite_number(value):
+            raise InputError(f"{where}: {name}: expected a finite number, got {shown(value)}")
     return row
 
 

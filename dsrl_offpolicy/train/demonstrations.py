@@ -13,10 +13,10 @@ from torch import Tensor
 
 from dsrl_offpolicy.agents.awsc import DemoBatch
 from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config
-from dsrl_offpolicy.contracts import BasePolicy, PolicyInfo, RewardTerms
+from dsrl_offpolicy.contracts import BasePolicy, Observation, PolicyInfo, RewardTerms
 from dsrl_offpolicy.demos.format import find_format, read_demonstrations
 from dsrl_offpolicy.demos.trajectory import Demonstrations, check_info
-from dsrl_offpolicy.demos.windows import Windows, WindowSpec, cut_windows, split_episodes
+from dsrl_offpolicy.demos.windows import Windows, WindowSpec, cut_windows, split_episodes, stack_states
 from dsrl_offpolicy.envs.family import EnvFamily, find_family
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.vector import inspect_env
@@ -146,6 +146,45 @@ def encode_demonstrations(
     return torch.cat(parts)
 
 
+def encode_windows(demos: Demonstrations, rows: np.ndarray, policy: BasePolicy, device: torch.device) -> Tensor:
+    """Encode frame stacks, ``[N, D]``: every frame once where the policy encodes single frames, else whole stacks.
+
+    Args:
+        demos: trajectory i contributes its n_i + 1 frames to one table.
+        rows: ``[N, o]``, rows of that table, each stack within one trajectory (``Windows.rows``).
+        policy: encodes.
+        device: where it computes.
+    """
+    try:
+        table = encode_demonstrations(demos, policy.encode_frames, device)
+    except NotImplementedError:
+        return _encode_stacks(demos, rows, policy, device)
+    return table[torch.from_numpy(rows).to(device)].flatten(1)
+
+
+def _encode_stacks(demos: Demonstrations, rows: np.ndarray, policy: BasePolicy, device: torch.device) -> Tensor:
+    """Encode whole stacks; images are read and encoded a few at a time."""
+    states = stack_states(demos.trajectories)
+    starts = np.cumsum([0, *(len(t) + 1 for t in demos.trajectories)])
+    at_once = max(1, ENCODED_AT_ONCE // rows.shape[1])
+    parts: list[Tensor] = []
+    with torch.no_grad():
+        for first in range(0, len(rows), at_once):
+            part = rows[first : first + at_once]
+            state = torch.from_numpy(states[part]).to(device)
+            obs: Observation = state
+            if demos.image_shape is not None:
+                images = np.empty((*part.shape, *demos.image_shape), np.uint8)
+                owners = np.searchsorted(starts, part[:, -1], side="right") - 1
+                for owner in np.unique(owners):
+                    held, frames = demos.trajectories[owner].images, part[owners == owner] - starts[owner]
+                    assert held is not None
+                    images[owners == owner] = held.read(frames.ravel()).reshape(*frames.shape, *demos.image_shape)
+                obs = {"state": state, "rgb": torch.from_numpy(images).to(device)}
+            parts.append(policy.encode(obs).features)
+    return torch.cat(parts)
+
+
 def window_spec(info: PolicyInfo, rewards: RewardTerms) -> WindowSpec:
     """The windows that a base policy is trained on."""
     terms = rewards.known()
@@ -156,7 +195,7 @@ def to_batch(windows: Windows, table: Tensor) -> DemoBatch:
     """Windows as tensors on the device of ``table [F, V+S]``, the encoded frames of all demonstrations."""
 
     def tensor(values: np.ndarray) -> Tensor:
-        return torch.as_tensor(values, dtype=torch.float32, device=table.device)
+        return torch.as_tensor(values, dtype=torch.float32).to(table.device)
 
     def features(rows: np.ndarray) -> Tensor:
         return table[torch.from_numpy(rows).to(table.device)].flatten(1)
@@ -196,8 +235,8 @@ def load_states(
             f"got {demos.action_dim}"
         )
     rewards = replace(rewards_of(base), reward_mode="sparse")  # those of the file are not asked for
-    windows = cut_windows(demos.trajectories, demos.control_mode, window_spec(info, rewards))
-    parts = split_episodes(windows, config.held_out_fraction)
-    table = encode_demonstrations(demos, base.encode_frames, device)
-    train, held_out = (table[torch.from_numpy(p.rows).to(device)].flatten(1) for p in parts)
-    return train, held_out, torch.from_numpy(parts[1].episode).to(device)
+    spec = window_spec(info, rewards)
+    windows = cut_windows(demos.trajectories, demos.control_mode, spec, has_gripper=demos.has_gripper)
+    train, held_out = split_episodes(windows, config.held_out_fraction)
+    features = encode_windows(demos, np.concatenate([train.rows, held_out.rows]), base, device)
+    return features[: len(train)], features[len(train) :], torch.from_numpy(held_out.episode).to(device)

@@ -60,7 +60,10 @@ class Stage0(Resumable):
         )
         self.spec = spec = base_spec(config, self.demos)
         self.windows = cut_windows(
-            self.demos.trajectories, self.demos.control_mode, window_spec(spec.info, spec.rewards)
+            self.demos.trajectories,
+            self.demos.control_mode,
+            window_spec(spec.info, spec.rewards),
+            has_gripper=self.demos.has_gripper,
         )
         states = torch.from_numpy(stack_states(self.demos.trajectories))
         self.encoder = ObservationEncoder.fit(states, spec.build_visual()).to(device)

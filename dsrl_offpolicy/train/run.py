@@ -163,15 +163,16 @@ class TrainingRun:
         tracker: of the run folder.
         stop: hears signals.
         resumed: the state from which the run goes on; None for a new one.
+        config: its settings.
     """
 
     tracker: Run
     stop: Interruption
     resumed: dict[str, Any] | None
+    config: Any
     _stage: Stage
     _subject: Resumable
     _same: Mapping[str, str]
-    _config: Any
     _next_save: int | None = None
 
     def between_steps(self) -> None:
@@ -185,7 +186,7 @@ class TrainingRun:
             InputError: it cannot be saved.
         """
         done, _ = self._subject.progress()
-        freq = self._config.save_freq
+        freq = self.config.save_freq
         if freq:
             following = (done // freq + 1) * freq
             if self._next_save is None:
@@ -243,7 +244,7 @@ class TrainingRun:
         state = self._subject.state()
         done, total = self._subject.progress()
         check_finite(state["training"]["networks"], {self._stage.unit: done})
-        logs = {"log": self.tracker.state_dict(), "random": random_states(), "settings": to_plain(self._config)}
+        logs = {"log": self.tracker.state_dict(), "random": random_states(), "settings": to_plain(self.config)}
         progress = f"stopped after {done} of {total} {self._stage.unit}; to go on: {self._advice()}"
         self._stage.saves(self.tracker.path).save({**self._same, **state, **logs}, progress)
         self._subject.saved()
@@ -286,7 +287,7 @@ def training_run(
         Run(folder, config, resume=log) as tracker,
         Interruption() as stop,
     ):
-        run = TrainingRun(tracker, stop, state, stage, subject, same, config)
+        run = TrainingRun(tracker, stop, state, config, stage, subject, same)
         with snapshot_of_non_finite(folder, subject.snapshot):
             yield run
             if stage.kept:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
-from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent
-from dsrl_offpolicy.configs.jobs import Stage2Config
-from dsrl_offpolicy.contracts import BasePolicy
+from dsrl_offpolicy.agents.stage2_config import find_algorithm
+from dsrl_offpolicy.agents.steering_agent import SteeringAgent
+from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
+from dsrl_offpolicy.contracts import BasePolicy, PolicyInfo
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import load_weights
 from dsrl_offpolicy.seeding import torch_generator
@@ -16,7 +17,7 @@ from dsrl_offpolicy.train.start import build_layout, rewards_of
 from dsrl_offpolicy.train.steering_files import load_steering
 
 
-def build_agent(config: Stage2Config, base: BasePolicy, device: torch.device) -> DSRLSACAgent:
+def build_agent(config: Stage2LoopConfig, base: BasePolicy, device: torch.device) -> SteeringAgent:
     """The learner, from the prior or from Stage 1.
 
     Raises:
@@ -25,33 +26,52 @@ def build_agent(config: Stage2Config, base: BasePolicy, device: torch.device) ->
     if config.stage1_checkpoint is None and (config.init_critic or config.warmup_policy == "stage1"):
         flag = "init_critic" if config.init_critic else "warmup_policy stage1"
         raise InputError(f"--stage1_checkpoint: expected the checkpoint that --{flag} needs, got nothing")
-    agent = DSRLSACAgent(
+    agent = find_algorithm(config.algo)(
+        config,
         base.info.feature_dim,
         build_layout(base.info, config),
-        actor_hidden_dims=config.actor_hidden_dims,
-        critic_hidden_dims=config.critic_hidden_dims,
-        num_critics=config.num_critics,
-        critic_layer_norm=config.critic_layer_norm,
-        actor_lr=config.actor_lr,
-        critic_lr=config.critic_lr,
-        temp_lr=config.temp_lr,
-        polyak_tau=config.tau,
-        regularizer=config.regularizer,
-        init_temperature=config.init_temperature,
-        learn_temperature=config.learn_temperature,
-        target_entropy=None if config.target_entropy == "auto" else config.target_entropy,
-        target_kl=config.target_kl,
-        backup_entropy=config.backup_entropy,
         generator=torch_generator(config.seed, "stage2", device),
         device=device,
+        base=base,
     )
+    for flag in ("init_critic", "critic_burnin_steps"):
+        if agent.critic is None and getattr(config, flag):
+            raise InputError(f"{flag}: {config.algo} has no critic of latents; leave it out")
     if config.stage1_checkpoint is not None:
         _start_from_stage1(agent, config, config.stage1_checkpoint, base, device)
     return agent
 
 
+def planned_steps(config: Stage2LoopConfig, info: PolicyInfo) -> float:
+    """Gradient steps of a run, burn-in included, if every macro-step executes a whole chunk."""
+    macro_steps = (config.total_timesteps - config.warmup_steps) / info.act_horizon
+    return config.critic_burnin_steps + macro_steps * config.utd_ratio
+
+
+def check_plan(config: Stage2LoopConfig, info: PolicyInfo) -> None:
+    """Refuse settings under which something would never be trained or kept.
+
+    Raises:
+        InputError: naming the setting and its bound.
+    """
+    if config.warmup_steps >= config.total_timesteps:
+        raise InputError(
+            f"warmup_steps: expected below total_timesteps {config.total_timesteps}, got {config.warmup_steps}"
+        )
+    if config.replay_buffer_size < config.num_envs:
+        raise InputError(
+            f"replay_buffer_size: expected at least num_envs {config.num_envs}, got {config.replay_buffer_size}"
+        )
+    most = max(int(planned_steps(config, info) - config.critic_burnin_steps), 1)
+    if config.actor_update_every > most:
+        raise InputError(
+            f"actor_update_every: expected at most {most}, the gradient steps of this run, got "
+            f"{config.actor_update_every}: the actor would never be trained"
+        )
+
+
 def _start_from_stage1(
-    agent: DSRLSACAgent, config: Stage2Config, path: Path, base: BasePolicy, device: torch.device
+    agent: SteeringAgent, config: Stage2LoopConfig, path: Path, base: BasePolicy, device: torch.device
 ) -> None:
     policy, content = load_steering(path, "stage1", "stage1_checkpoint", base, device)
     if policy.layout != agent.layout:
@@ -60,7 +80,7 @@ def _start_from_stage1(
             f"{agent.layout.magnitude}, got {policy.layout.mode} and {policy.layout.magnitude}"
         )
     load_weights(agent.actor, policy.state_dict(), "stage1_checkpoint: policy (actor_hidden_dims)")
-    if not config.init_critic:
+    if not config.init_critic or agent.critic is None:
         return
     if "critic" not in content:
         raise InputError("stage1_checkpoint: expected a distilled Q^W (stage1 --distill_q), got none")

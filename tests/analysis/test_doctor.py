@@ -107,14 +107,14 @@ def test_a_torn_last_line_is_left_out(tmp_path, run_command):
         ("config.yaml", b"\xff\xfe\x00", ["config.yaml", "expected YAML"]),
         ("metrics.jsonl", None, ["metrics.jsonl"]),
         ("metrics.jsonl", "{}\n{\n", ["metrics.jsonl, line 2", "expected JSON"]),
-        ("metrics.jsonl", "[1]\n", ["metrics.jsonl, line 1", "expected a JSON object, got list"]),
+        ("metrics.jsonl", "[1]\n", ["metrics.jsonl, line 1", "expected fields by name"]),
         ("metrics.jsonl", '{"td_error": "low"}\n', ["td_error", "finite number", "low"]),
-        ("metrics.jsonl", '{"td_error": NaN}\n', ["td_error", "finite number", "nan"]),
+        ("metrics.jsonl", '{"td_error": NaN}\n', ["metrics.jsonl, line 1", "expected JSON"]),
         ("metrics.jsonl", "[" * 100_000 + "\n", ["metrics.jsonl, line 1", "expected JSON"]),
         ("metrics.jsonl", '{"td_error": 1' + "0" * 400 + "}\n", ["td_error", "finite number"]),
         ("metrics.jsonl", b"\xff\n", ["metrics.jsonl"]),
         ("summary.json", "{", ["summary.json", "expected JSON"]),
-        ("summary.json", "3", ["summary.json", "expected a JSON object"]),
+        ("summary.json", "3", ["summary.json", "expected fields by name, got 3"]),
     ],
 )
 def test_a_folder_that_cannot_be_read_is_one_line(tmp_path, run_command, name, content, words):

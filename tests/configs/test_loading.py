@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import dsrl_offpolicy
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.cli import COMMANDS
 from dsrl_offpolicy.commands.quickstart import SCALED
 from dsrl_offpolicy.configs import jobs
@@ -22,7 +23,7 @@ JOBS = {
     "demos.yaml": jobs.DemosConfig,
     "stage0_pretrain.yaml": jobs.Stage0Config,
     "stage1_offline.yaml": jobs.Stage1Config,
-    "stage2_online.yaml": jobs.Stage2Config,
+    "stage2_online.yaml": Stage2Config,
     "eval.yaml": jobs.EvalConfig,
     "quickstart.yaml": jobs.QuickstartConfig,
     "doctor_env.yaml": jobs.DoctorEnvConfig,
@@ -83,15 +84,15 @@ def test_hyperparameters_of_the_seed_document_have_their_names_and_defaults(name
 
 
 def test_target_entropy_is_auto_by_default_and_can_be_said():
-    default = parse_job(jobs.Stage2Config, "stage2_online.yaml", "dsrl", [])
-    said = parse_job(jobs.Stage2Config, "stage2_online.yaml", "dsrl", ["--target_entropy", "auto"])
+    default = parse_job(Stage2Config, "stage2_online.yaml", "dsrl", [])
+    said = parse_job(Stage2Config, "stage2_online.yaml", "dsrl", ["--target_entropy", "auto"])
     assert said == default
-    number = parse_job(jobs.Stage2Config, "stage2_online.yaml", "dsrl", ["--target_entropy", "-3.5"])
+    number = parse_job(Stage2Config, "stage2_online.yaml", "dsrl", ["--target_entropy", "-3.5"])
     assert number.target_entropy == -3.5
 
 
-def _stage2(*argv: str) -> jobs.Stage2Config:
-    return parse_job(jobs.Stage2Config, "stage2_online.yaml", "dsrl stage2", argv)
+def _stage2(*argv: str) -> Stage2Config:
+    return parse_job(Stage2Config, "stage2_online.yaml", "dsrl stage2", argv)
 
 
 def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path):
@@ -200,9 +201,19 @@ PARTS = {
     ),
     "pretrain": ("train.stage0_learner",),
     "stage1": ("train.stage1_learner",),
-    "stage2": ("train.stage2_learner", "train.stage2_state"),
+    "stage2": ("agents.dsrl_sac_agent", "train.stage2_learner", "train.stage2_state"),
 }
 """Modules besides its own that read a job's settings."""
+
+
+def _read_setting(node: ast.AST) -> str | None:
+    """``name`` where a node reads ``config.name``, ``self._config.name`` or ``config["name"]``."""
+    if not isinstance(node, ast.Attribute | ast.Subscript) or not isinstance(node.ctx, ast.Load):
+        return None
+    owner = node.value.id if isinstance(node.value, ast.Name) else getattr(node.value, "attr", "")
+    if owner.removeprefix("_") != "config":
+        return None
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node.slice, "value", None)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -211,15 +222,16 @@ def test_every_setting_is_read_by_its_own_job(command):
     job's own module, in its parts or in those that all jobs share."""
     read: set[str] = set()
     rooms = ("run", "command", "start", "base_env", "demonstrations")
-    shared = (*(f"train.{name}" for name in rooms), *PARTS.get(command, ()), "tracking.sink")
+    shared = (
+        *(f"train.{name}" for name in rooms),
+        *PARTS.get(command, ()),
+        "tracking.sink",
+        "tracking.sinks.wandb",
+    )
     for module in (COMMANDS[command][0], *(f"dsrl_offpolicy.{name}" for name in shared)):
         tree = ast.parse(Path(import_module(module).__file__).read_text())
         for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-                owner = node.value
-                name = owner.id if isinstance(owner, ast.Name) else getattr(owner, "attr", "")
-                if name == "config":
-                    read.add(node.attr)
+            read |= {name for name in (_read_setting(node),) if name is not None}
     unread = {f.name for f in fields(JOB_OF_COMMAND[command])} - read
     assert not unread, f"dsrl {command}: settings that no code reads: {sorted(unread)}"
 

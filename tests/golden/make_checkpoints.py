@@ -20,10 +20,12 @@ from typing import Any
 
 import torch
 
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.base_policies.loading import load_base_policy
 from dsrl_offpolicy.commands import demos as generate_demos
-from dsrl_offpolicy.configs.jobs import DemosConfig, Stage0Config, Stage1Config, Stage2Config
+from dsrl_offpolicy.configs.jobs import DemosConfig, Stage0Config, Stage1Config
 from dsrl_offpolicy.contracts import Encoding
+from dsrl_offpolicy.files.checkpoint import read_tensors
 from dsrl_offpolicy.files.formats import FORMAT_VERSION
 from dsrl_offpolicy.train import pretrain_stage0, train_stage1_offline, train_stage2_online
 from dsrl_offpolicy.train.run import Interrupted
@@ -106,8 +108,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         demos = DemosConfig(env_id=TASK, out=Path(scratch) / "demos.h5", episodes=3, demo_steps=30)
         make_stages(generate_demos.run(demos), Path(scratch))
-    last = torch.load("stage2/checkpoints/last.pt", weights_only=True)
-    files = [torch.load(path, weights_only=True) for path in sorted(Path("stage2/replay").glob("*.pt"))]
+    last = read_tensors(Path("stage2/checkpoints/last.pt"), "run", "last")
+    files = [read_tensors(path, "replay file", "replay") for path in sorted(Path("stage2/replay").glob("*.pt"))]
     expected = {
         "outputs": outputs(Path()),
         "counters": last["counters"],

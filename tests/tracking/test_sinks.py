@@ -8,15 +8,16 @@ import sys
 import types
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from csv_logger import CsvSink
 from tiny_worlds import TASK, TINY_WIDTHS, snapshot
 
-from dsrl_offpolicy.configs.jobs import EvalConfig, Stage0Config, Stage2Config
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
+from dsrl_offpolicy.configs.jobs import EvalConfig, Stage0Config
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.files.metrics import GROUPS, read_metrics
+from dsrl_offpolicy.files.metrics import Group, read_metrics
 from dsrl_offpolicy.tracking.run import Run
 from dsrl_offpolicy.tracking.sink import find_sinks
 
@@ -157,5 +158,7 @@ def test_a_row_of_an_unknown_group_is_refused(tmp_path):
         (tmp_path / "metrics.jsonl").write_text(json.dumps({"group": group, "loss": 1.0}) + "\n")
         with pytest.raises(InputError, match=r"metrics.jsonl, line 1: group: expected .*, got"):
             read_metrics(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"group": group}) + "\n" for group in GROUPS))
-    assert len(read_metrics(tmp_path)) == len(GROUPS)
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps({"group": group}) + "\n" for group in get_args(Group))
+    )
+    assert len(read_metrics(tmp_path)) == len(get_args(Group))

@@ -40,20 +40,23 @@ class ManiSkillHDF5(DemoFormat):
     def describe(self, path: Path) -> DemoInfo:
         """Read the JSON, and the names in the HDF5 file."""
         meta = _read_json(path)
-        with _opened(path) as file:
-            groups = _groups(path, file)
-            has_rewards = "rewards" in groups[0][1]
         env_info = meta["env_info"]
         kwargs = env_info.get("env_kwargs") or {}
+        control_mode = str(kwargs.get("control_mode") or meta["episodes"][0].get("control_mode") or "")
+        with _opened(path) as file:
+            groups = _groups(path, file)
+            first = groups[0][1]
+            has_rewards, has_gripper = "rewards" in first, _has_gripper(control_mode, first)
         return DemoInfo(
             env_id=str(env_info.get("env_id") or ""),
-            control_mode=str(kwargs.get("control_mode") or meta["episodes"][0].get("control_mode") or ""),
+            control_mode=control_mode,
             obs_mode=kwargs.get("obs_mode"),
             reward_mode=kwargs.get("reward_mode"),
             sim_backend=kwargs.get("sim_backend"),
             max_episode_steps=env_info.get("max_episode_steps"),
             episodes=len(groups),
             has_rewards=has_rewards,
+            has_gripper=has_gripper,
         )
 
     def trajectories(self, path: Path, wanted: Wanted) -> Iterator[tuple[str, Trajectory]]:
@@ -105,6 +108,18 @@ def _read_json(path: Path) -> dict[str, Any]:
     check_fields(meta["env_info"], _ENV_INFO, f"{companion}: env_info", _ENV_INFO)
     check_fields(meta["env_info"].get("env_kwargs") or {}, _ENV_KWARGS, f"{companion}: env_kwargs", _ENV_KWARGS)
     return meta
+
+
+def _has_gripper(control_mode: str, group: h5py.Group) -> bool:
+    """Whether actions hold more than the arm's: those of an arm alone are a displacement (3) with a rotation (6),
+    or a number per joint of the robot, whose recorded state has 13 numbers and 2 per joint."""
+    actions = group.get("actions")
+    width = actions.shape[-1] if isinstance(actions, h5py.Dataset) and actions.shape else 0
+    if control_mode.startswith("pd_ee_"):
+        return width != (6 if control_mode.endswith("pose") else 3)
+    robots = group.get("env_states/articulations")
+    states = list(robots.values()) if isinstance(robots, h5py.Group) else []
+    return all(13 + 2 * width != state.shape[-1] for state in states if isinstance(state, h5py.Dataset))
 
 
 def _read(where: str, path: Path, group: h5py.Group, wanted: Wanted) -> Trajectory:
