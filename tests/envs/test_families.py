@@ -224,11 +224,6 @@ def test_ids_that_name_their_module_are_accepted_by_every_job(run_command, tiny_
         assert str(tiny_demos) in done.err
 
 
-def test_metaworlds_last_action_is_a_gripper_and_gymnasiums_is_not():
-    assert find_family("lever-pull-v3").has_gripper("lever-pull-v3", "pd_ee_delta_pos")
-    assert not find_family("Pendulum-v1").has_gripper("Pendulum-v1", "")
-
-
 def test_stage_2_of_an_exclusive_family_trains_and_evaluates_in_one_environment(
     run_command, tiny_base, tmp_path, monkeypatch
 ):
