@@ -68,8 +68,8 @@ def stop_after(saves: int) -> None:
     """Send this process SIGTERM right after the so manieth save of a run."""
     save, done = Saves.save, []
 
-    def save_and_stop(self: Saves, content: dict[str, Any]) -> None:
-        save(self, content)
+    def save_and_stop(self: Saves, content: dict[str, Any], progress: str = "") -> None:
+        save(self, content, progress)
         done.append(True)
         if len(done) == saves:
             signal.raise_signal(signal.SIGTERM)
