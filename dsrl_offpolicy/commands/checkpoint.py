@@ -60,7 +60,7 @@ def inspect(path: Path) -> dict[str, Any]:
         return about | _published(content, f"FILE: {path}")
     kind = content.get("kind") if isinstance(content, Mapping) else None
     if not isinstance(kind, str) or kind not in NETWORKS:
-        raise InputError(f"FILE: expected a checkpoint ({', '.join(NETWORKS)} or published), {path} is none")
+        raise InputError(f"FILE: expected a checkpoint ({', '.join(NETWORKS)} or published), {path} is not one")
     ours = _ours(check_kind(content, path, kind, "FILE"), kind)
     return about | _plain(ours) | {"format_version": content["format_version"]}
 
@@ -179,11 +179,11 @@ def _plain(value: Any) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``dsrl checkpoint inspect FILE [--json]``: returns the exit status, 2 where something given is wrong."""
-    parser = OneLineParser(prog=PROG, description="What a checkpoint holds.", allow_abbrev=False)
+    parser = OneLineParser(prog=PROG, description="Show what a checkpoint holds.", allow_abbrev=False)
     actions = parser.add_subparsers(dest="action", required=True, metavar="inspect")
     command = actions.add_parser("inspect", help="kind, shapes, counters and sizes", allow_abbrev=False)
     command.add_argument("file", type=Path, metavar="FILE", help="a base policy or a latent policy")
-    command.add_argument("--json", action="store_true", help="print JSON rather than a table")
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     try:
         options = parser.parse_args(argv)
         report = inspect(options.file)

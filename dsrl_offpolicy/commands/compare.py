@@ -207,18 +207,22 @@ def _runs(group: GroupNumbers) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog=PROG,
-        description="Stage 2 over seeds: groups of runs with intervals, and against each other.",
+        description="Compare Stage 2 runs over seeds: groups with intervals, and against each other.",
         epilog="Runs are grouped by their settings; --group says which belong together instead.",
         allow_abbrev=False,
     )
-    parser.add_argument("folders", type=Path, nargs="*", metavar="RUN_DIR", help="of Stage 2, or a quickstart's")
+    parser.add_argument(
+        "folders", type=Path, nargs="*", metavar="RUN_DIR", help="run folder of Stage 2 or of a quickstart"
+    )
     parser.add_argument(
         "--group", action="append", nargs="+", default=[], metavar=("NAME", "RUN_DIR"),
         help="a group's name and its run folders; once per group",
     )  # fmt: skip
     parser.add_argument("--level", type=float, default=0.8, help="success to reach, in (0, 1]; default 0.8")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help=f"also write {', '.join(FILES)} there")
-    parser.add_argument("--json", action="store_true", help="print JSON rather than tables")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help=f"also write {', '.join(FILES)} into this folder"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return parser
 
 

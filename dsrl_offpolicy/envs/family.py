@@ -204,7 +204,7 @@ def find_family(env_id: str, family: str = "auto") -> EnvFamily:
     for name in ENV_FAMILIES.names() if family == "auto" else [family]:
         kind = ENV_FAMILIES.find(name, "env_family")
         if not (isinstance(kind, type) and issubclass(kind, EnvFamily)):
-            raise InputError(f"env_family: expected a subclass of envs.family.EnvFamily, {name} is none")
+            raise InputError(f"env_family: expected a subclass of envs.family.EnvFamily, {name} is not one")
         found = kind()
         if found.owns(env_id):
             return found

@@ -47,7 +47,7 @@ def checked(values: Any, cls: Any, where: str, *, strict: bool = True) -> Any:
     except msgspec.ValidationError as error:
         raise InputError(": ".join(filter(None, (where, _explained(str(error), values, cls))))) from error
     except READ_ERRORS as error:  # it takes a tensor for a mapping
-        raise InputError(f"{where}: expected values of their types, got: {type(error).__name__}") from error
+        raise InputError(f"{where}: a value has the wrong type ({type(error).__name__})") from error
 
 
 def _from_text(cls: type, value: Any) -> Any:

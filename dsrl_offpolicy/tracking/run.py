@@ -40,7 +40,7 @@ def create_run_folder(out: Path | None, default_name: str) -> Path:
             f"out: expected a new run folder, {path} exists (pass --out or another --seed)"
         ) from error
     except OSError as error:
-        raise InputError(f"out: expected a folder that can be made, {path}: {error.strerror}") from error
+        raise InputError(f"out: cannot make the folder {path}: {error.strerror}") from error
     return path
 
 
@@ -117,7 +117,7 @@ class Run:
             for sink in self._sinks.values():
                 sink.log(row)
         except OSError as error:
-            raise InputError(f"{self.path}: expected logs that can be written, got: {error.strerror}") from error
+            raise InputError(f"{self.path}: cannot write logs: {error.strerror}") from error
         self._rows += 1
         return row.line
 
@@ -146,9 +146,7 @@ def _lock(path: Path) -> FileLock:
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
-        raise InputError(
-            f"out: expected a run folder that nobody works in, another process is in {path}"
-        ) from error
+        raise InputError(f"out: another process is at work in {path}") from error
     except (OSError, NotImplementedError):  # a file system without locks
         pass
     return lock
@@ -159,7 +157,7 @@ def _keep_rows(path: Path, rows: int) -> int:
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     kept = [line for line in lines[:rows] if _is_row(line)]
     if len(kept) < rows:
-        print(f"note: expected {rows} rows in {path}, got {len(kept)}; the missing ones are lost", file=sys.stderr)
+        print(f"note: {path} has {len(kept)} of {rows} rows; the others are lost", file=sys.stderr)
     with write_atomically(path) as temporary:
         temporary.write_bytes(b"".join(kept))
     return len(kept)

@@ -80,5 +80,7 @@ def find_sinks(config: Any) -> dict[str, type[Sink]]:
     found = {name: SINKS.find(name, "loggers") for name in names}
     for name, sink in found.items():
         if not (isinstance(sink, type) and issubclass(sink, Sink)):
-            raise InputError(f"loggers: expected a subclass of dsrl_offpolicy.tracking.sink.Sink, {name} is none")
+            raise InputError(
+                f"loggers: expected a subclass of dsrl_offpolicy.tracking.sink.Sink, {name} is not one"
+            )
     return found

@@ -44,13 +44,13 @@ def parsed_command(
             except BrokenPipeError:  # who reads the output has enough of it, as cli.main knows
                 raise
             except OSError as error:  # a full disk, a folder that may not be written
-                print(f"{name}: error: expected files that can be read and written, got: {error}", file=sys.stderr)
+                print(f"{name}: error: cannot read or write a file: {error}", file=sys.stderr)
                 return 2
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
                 said = " ".join(str(error).split())[:200]
-                print(f"{name}: error: expected sizes that fit into memory, got: {said}", file=sys.stderr)
+                print(f"{name}: error: not enough memory for these sizes: {said}", file=sys.stderr)
                 return 2
             except Interrupted as stop:
                 print(f"{name}: {stop}", file=sys.stderr)

@@ -205,7 +205,7 @@ class TrainingRun:
         number = self.stop.requested
         if number is not None:
             self.save()
-            raise Interrupted(number, f"to go on: {self._advice()}")
+            raise Interrupted(number, f"resume with: {self._advice()}")
 
     def listening(self, source: LatentSource) -> LatentSource:
         """``source``, which ends the run where a signal came; an evaluation begins anew when it resumes."""
@@ -245,7 +245,7 @@ class TrainingRun:
         done, total = self._subject.progress()
         check_finite(state["training"]["networks"], {self._stage.unit: done})
         logs = {"log": self.tracker.state_dict(), "random": random_states(), "settings": to_plain(self.config)}
-        progress = f"stopped after {done} of {total} {self._stage.unit}; to go on: {self._advice()}"
+        progress = f"stopped after {done} of {total} {self._stage.unit}; resume with: {self._advice()}"
         self._stage.saves(self.tracker.path).save({**self._same, **state, **logs}, progress)
         self._subject.saved()
 
@@ -310,7 +310,7 @@ def load_state(
         check_common(state, same, where)
         subject.check(state, where)
 
-    ended = InputError(f"resume: expected a run that was interrupted, {folder} is at its end")
+    ended = InputError(f"resume: expected a run that was interrupted, {folder} has finished")
     if not stage.kept and stage.has_ended(folder):
         raise ended
     state = stage.saves(folder).load(check)
@@ -321,7 +321,7 @@ def load_state(
     _refuse_other_settings(state.get("settings"), config, folder)
     for name, what in BEGAN_WITH.items():
         if name in same and state[name] != same[name]:
-            raise InputError(f"resume: expected the {what} that the run began with, got another")
+            raise InputError(f"resume: the {what} changed since the run began")
     return state
 
 
@@ -334,7 +334,7 @@ def _refuse_other_settings(began_with: Mapping[str, Any] | None, config: Any, fo
         if name not in MAY_CHANGE and began[name] != now:
             raise InputError(
                 f"{name}: expected {shown(began[name])}, with which the run began, got {shown(now)} in "
-                f"{folder / 'config.yaml'}; another value is another run"
+                f"{folder / 'config.yaml'}; only a new run can change it"
             )
 
 
@@ -352,7 +352,7 @@ def snapshot_of_non_finite(folder: Path, state: Callable[[], Mapping[str, Any]])
         try:
             save_checkpoint(path, "snapshot", {"message": str(error), "evidence": dict(error.evidence), **state()})
         except InputError as problem:
-            told = f"no snapshot: {problem}"
+            told = f"no snapshot was saved: {problem}"
         raise NonFiniteError(f"{error}; {told}", error.evidence) from error
 
 

@@ -147,7 +147,7 @@ class Stage2State(Resumable):
         stage.actor_metrics = state["actor_metrics"]
         same = collector.load_state_dict(state["collector"])
         if not same:
-            print("note: the episodes in flight could not be repeated exactly; they begin anew", file=sys.stderr)
+            print("note: the episodes in flight could not be repeated exactly; new ones begin", file=sys.stderr)
         restore_random_states(state["random"])
         return same
 
@@ -162,7 +162,7 @@ def _check_counters(content: Mapping[str, Any], where: str, config: Stage2LoopCo
             raise InputError(f"{where}: {name}: expected a number >= 0, got {shown(value)}")
     most = config.num_envs * config.utd_ratio + 1
     if abs(found.owed(config.utd_ratio)) > most or found.macro_steps > found.env_steps:
-        raise InputError(f"{where}: counters: expected numbers that fit each other, got others")
+        raise InputError(f"{where}: counters: the numbers contradict each other")
 
 
 def _check_collector(

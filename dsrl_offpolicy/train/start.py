@@ -89,8 +89,8 @@ def note_unknown_rewards(rewards: RewardTerms) -> None:
     unknown = [name for name, value in vars(rewards).items() if value is None]
     if unknown:
         print(
-            f"note: the base policy does not say with which {', '.join(unknown)} its Q^A was trained; "
-            f"that they are those of this run is taken on the user's word",
+            f"note: the base policy does not say which {', '.join(unknown)} its Q^A was trained with; "
+            "this run's are assumed to be the same",
             file=sys.stderr,
         )
 

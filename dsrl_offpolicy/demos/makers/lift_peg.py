@@ -131,7 +131,7 @@ class LiftPegScript(Maker):
             path.parent.mkdir(parents=True, exist_ok=True)
             folder = tempfile.TemporaryDirectory(prefix=".demos-", dir=path.parent)
         except OSError as error:
-            raise InputError(f"out: expected a file that can be made, {path}: {error.strerror}") from error
+            raise InputError(f"out: cannot make the file {path}: {error.strerror}") from error
         # The recorder replaces ".h5" anywhere in a path, also in the names of folders: it gets a relative one.
         with (
             folder,

@@ -90,8 +90,8 @@ def open_parts(folder: Path, request: PlanRequest) -> PartCounts:
                 raise InputError(f"out: expected a folder of parts begun by this command, got {folder}")
             settings.write_text(json.dumps(asked))
     except OSError as error:
-        raise InputError(f"out: expected a folder that can be made, {folder}: {error.strerror}") from error
-    with reading(str(settings), "settings of a recording (remove its folder to start anew)"):
+        raise InputError(f"out: cannot make the folder {folder}: {error.strerror}") from error
+    with reading(str(settings), "settings of a recording (remove its folder to start over)"):
         begun = dict(json.loads(settings.read_text()))
     for name, value in asked.items():
         if begun.get(name) != value:

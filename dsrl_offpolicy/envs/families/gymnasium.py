@@ -36,7 +36,7 @@ class GymnasiumEnvs(EnvFamily):
             importlib.import_module(module)
         except Exception as error:  # whatever a user's module raises while it is imported
             problem = " ".join(f"{type(error).__name__}: {error}".split())
-            raise InputError(f"env_id: expected a module that can be imported, {env_id}: {problem}") from error
+            raise InputError(f"env_id: {env_id} cannot be imported: {problem}") from error
         if name not in gym.registry:
             near = did_you_mean(name, gym.registry)
             raise InputError(f"env_id: expected an id that {module} registers, got {name!r}{near}")
@@ -52,9 +52,7 @@ class GymnasiumEnvs(EnvFamily):
             env = gym.make(spec.env_id, max_episode_steps=spec.max_episode_steps, disable_env_checker=True)
         except (gym.error.Error, ImportError) as error:
             cause = " ".join(str(error).split())
-            raise InputError(
-                f"env_id: expected an environment that can be made, {spec.env_id}: {cause}"
-            ) from error
+            raise InputError(f"env_id: {spec.env_id} cannot be made: {cause}") from error
         return plain_vectors(env, spec)
 
 

@@ -163,9 +163,7 @@ def make_simulator(spec: EnvSpec, num_envs: int) -> Any:
     except (EOFError, SystemExit) as error:  # ManiSkill asks on standard input whether to download
         raise _assets_error(spec.env_id, "its robot") from error
     except RuntimeError as error:
-        raise InputError(
-            f"env_id: expected a scene that can be built, {spec.env_id}: {_one_line(error)}"
-        ) from error
+        raise InputError(f"env_id: the scene of {spec.env_id} cannot be built: {_one_line(error)}") from error
 
 
 def _make(spec: EnvSpec, settings: Mapping[str, Any]) -> Any:
