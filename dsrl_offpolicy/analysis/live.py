@@ -55,5 +55,5 @@ class HealthMonitor:
 
 
 def describe(verdict: Verdict) -> str:
-    """A failing verdict as one line."""
+    """Return a failing verdict as one line."""
     return f"{verdict.name}: expected {verdict.expected}, got {verdict.found}; {verdict.remedy}"

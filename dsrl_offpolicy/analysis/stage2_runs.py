@@ -74,7 +74,7 @@ def check_distinct(runs: Sequence[RunFolder]) -> None:
 
 
 def group_runs(runs: Sequence[RunFolder]) -> dict[str, list[RunFolder]]:
-    """Runs of equal settings together, by a name that says the settings in which groups differ.
+    """Group runs of equal settings, by a name that says the settings in which groups differ.
 
     BOOKKEEPING is not looked at, nor is ``total_timesteps`` where nothing in the run depends on it. A checkpoint's
     path tells groups apart where several seeds share it; where each seed has its own, it belongs to the seed.

@@ -45,7 +45,7 @@ SHOWN = ("spec", "steering", "counters", "critic_shape", "env_id", "gradient_ste
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """What a checkpoint is, as plain values.
+    """Return what a checkpoint is, as plain values.
 
     Args:
         path: a base policy (ours or published) or a latent policy of Stage 1 or 2.
@@ -126,7 +126,7 @@ def _published(content: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def possible_frames(velocity: VelocityLayout, visual: VisualLayout | None) -> list[list[int]]:
-    """Every [obs_horizon, state_dim] that the width of the features allows: G = o * (V + S)."""
+    """Return every [obs_horizon, state_dim] that the width of the features allows: G = o * (V + S)."""
     visual_dim = visual.visual_dim if visual is not None else 0
     width = velocity.feature_dim
     horizons = range(1, width // (visual_dim + 1) + 1)
@@ -146,7 +146,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def print_table(report: Mapping[str, Any]) -> None:
-    """The report for a person, on standard output."""
+    """Print the report for a person."""
     table = Table(show_header=False)
     for name, value in report.items():
         if isinstance(value, Mapping):
@@ -178,7 +178,7 @@ def _plain(value: Any) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``dsrl checkpoint inspect FILE [--json]``: returns the exit status, 2 where something given is wrong."""
+    """Run ``dsrl checkpoint inspect FILE [--json]``; return the exit status, 2 where something given is wrong."""
     parser = OneLineParser(prog=PROG, description="Show what a checkpoint holds.", allow_abbrev=False)
     actions = parser.add_subparsers(dest="action", required=True, metavar="inspect")
     command = actions.add_parser("inspect", help="kind, shapes, counters and sizes", allow_abbrev=False)

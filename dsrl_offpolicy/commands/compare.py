@@ -33,7 +33,7 @@ FILES = ("compare.json", "compare.csv", "compare.png")
 
 
 def evaluated(run: RunFolder) -> EvaluatedRun:
-    """A run's evaluations as arrays."""
+    """Return a run's evaluations as arrays."""
     columns = {
         name: np.array([row[name] for row in run.evaluations], dtype=float) for name in ("env_steps", *RATES)
     }
@@ -44,7 +44,7 @@ def evaluated(run: RunFolder) -> EvaluatedRun:
 
 
 def read_groups(folders: Sequence[Path], named: Sequence[Sequence[str]]) -> dict[str, list[RunFolder]]:
-    """Runs by group: told apart by their settings, or as named.
+    """Return runs by group: told apart by their settings, or as named.
 
     Args:
         folders: run folders to be grouped.
@@ -69,7 +69,7 @@ def read_groups(folders: Sequence[Path], named: Sequence[Sequence[str]]) -> dict
 
 
 def write(comparison: Comparison, folder: Path) -> None:
-    """``compare.json``, ``compare.csv`` (the curves of the groups) and ``compare.png``.
+    """Write ``compare.json``, ``compare.csv`` (the curves of the groups) and ``compare.png``.
 
     Raises:
         InputError: one of them exists, or the folder cannot be written.
@@ -122,7 +122,7 @@ def check_free(folder: Path) -> None:
 
 
 def print_tables(comparison: Comparison) -> None:
-    """The comparison for a person, on standard output."""
+    """Print the comparison for a person."""
     console = Console(width=None if sys.stdout.isatty() else 130, markup=False, highlight=False)
     first, last = f"{comparison.first_env_step:,}", f"{comparison.last_env_step:,}"
     console.print(f"Success at {last} env steps, and its mean from {first} to {last} (area), in per cent")
@@ -256,7 +256,7 @@ def _mixtures(groups: Mapping[str, Sequence[RunFolder]]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``dsrl compare RUN_DIR... [--flags]``: returns the exit status, 2 where something given is wrong."""
+    """Run ``dsrl compare RUN_DIR... [--flags]``; return the exit status, 2 where something given is wrong."""
     try:
         run(_parser().parse_intermixed_args(argv))
     except InputError as error:

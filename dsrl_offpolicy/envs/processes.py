@@ -102,7 +102,7 @@ class ProcessVectorEnv(MacroVectorEnv):
             self._send(i, "step_async", actions[i : i + 1])
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """What the environments came to; ``info["lost"]`` marks slots whose process was replaced.
+        """Return what the environments came to; ``info["lost"]`` marks slots whose process was replaced.
 
         Raises:
             InputError: a process that is lost several times in a row.

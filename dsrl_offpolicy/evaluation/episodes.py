@@ -62,7 +62,7 @@ def choosing_seeds(episodes: int) -> list[int]:
 
 
 def summarise(outcomes: Sequence[EpisodeOutcome]) -> EvaluationSummary:
-    """Outcomes to rates and means with intervals."""
+    """Turn outcomes into rates and means with intervals."""
     n = len(outcomes)
     return EvaluationSummary(
         episodes=n,
@@ -86,7 +86,7 @@ class NoiseStreams:
         self._generators[slot] = torch.Generator().manual_seed(seed)
 
     def draw(self, slots: int) -> torch.Tensor:
-        """``[slots, T, A]``."""
+        """Return ``[slots, T, A]``."""
         return torch.stack([torch.randn(self._shape, generator=self._generators[slot]) for slot in range(slots)])
 
 

@@ -40,7 +40,7 @@ MIGRATIONS: dict[int, Callable[[str, Content], Content]] = {1: _count_lost_macro
 
 
 def migrate(content: Content, kind: str, flag: str, where: str) -> Content:
-    """The content of a file as ``FORMAT_VERSION`` would have written it.
+    """Return the content of a file as ``FORMAT_VERSION`` would have written it.
 
     Args:
         content: what the file holds; it is left as it is.

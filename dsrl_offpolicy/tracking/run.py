@@ -27,7 +27,7 @@ Scalar = float | int | torch.Tensor
 
 
 def create_run_folder(out: Path | None, default_name: str) -> Path:
-    """A new folder for a run.
+    """Make a new folder for a run.
 
     Raises:
         InputError: it exists. A run is never written over.
@@ -72,7 +72,7 @@ class Run:
         self._sinks = {name: sink(path, plain, states.get(name)) for name, sink in find_sinks(config).items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the logs stand, for a run that goes on from here; what was logged is on disk then."""
+        """Return where the logs stand, for a run that resumes from here; what was logged is on disk then."""
         os.fsync(self._metrics.fileno())
         sinks = {name: sink.state() for name, sink in self._sinks.items()}
         return {"minutes": self.minutes, "rows": self._rows, "sinks": sinks}
@@ -122,7 +122,7 @@ class Run:
         return row.line
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """``summary.json``: what the run came to; whole or not at all."""
+        """Write ``summary.json``, what the run came to; whole or not at all."""
         with write_atomically(self.path / "summary.json") as temporary:
             temporary.write_text(json.dumps(summary, indent=2) + "\n")
 

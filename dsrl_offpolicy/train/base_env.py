@@ -14,7 +14,7 @@ from dsrl_offpolicy.errors import InputError
 
 
 def task_env_spec(info: PolicyInfo, config: SimulatorConfig, **values: Any) -> EnvSpec:
-    """The environment that a job's settings and its base policy describe; ``values`` are its other fields.
+    """Return the environment that a job's settings and its base policy describe; ``values`` are its other fields.
 
     Raises:
         InputError: settings that contradict the base policy.
@@ -45,7 +45,7 @@ def task_env_spec(info: PolicyInfo, config: SimulatorConfig, **values: Any) -> E
 
 
 def control_mode_of(info: PolicyInfo, config: SimulatorConfig) -> str | None:
-    """The controller of demonstrations and environment; a published base policy does not say its own.
+    """Return the controller of demonstrations and environment; a published base policy does not say its own.
 
     Raises:
         InputError: the setting contradicts the base policy.
@@ -77,7 +77,7 @@ def base_env_spec(
 
 
 def training_env_spec(config: Stage2LoopConfig, info: PolicyInfo) -> EnvSpec:
-    """The environment that Stage 2 learns in."""
+    """Return the environment that Stage 2 learns in."""
     return task_env_spec(
         info,
         config,

@@ -19,7 +19,7 @@ Config = TypeVar("Config")
 
 
 def command(job: type[Config], shipped_yaml: str, name: str) -> Callable[[Callable[[Config], Any]], Callable]:
-    """:func:`parsed_command` of a job whose settings are always the same dataclass."""
+    """Return :func:`parsed_command` of a job whose settings are always the same dataclass."""
     return parsed_command(lambda argv: parse_job(job, shipped_yaml, name, argv), name)
 
 
@@ -72,7 +72,7 @@ def _tell_unless_files(args: threading.ExceptHookArgs) -> None:
 
 
 def config_of_run(config: Config, shipped_yaml: str | None) -> Config:
-    """The settings of the run folder that ``config.resume`` names, or ``config`` where it names none.
+    """Return the settings of the run folder that ``config.resume`` names, or ``config`` where it names none.
 
     Raises:
         InputError: no such run, or other settings given beside ``resume``.

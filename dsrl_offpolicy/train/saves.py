@@ -49,7 +49,7 @@ class Saves:
         self.kind = kind
 
     def exist(self) -> bool:
-        """Whether anything was saved yet."""
+        """Return whether anything was saved yet."""
         return any((self.folder / name).exists() for name in (LAST, PREVIOUS))
 
     def save(self, content: Mapping[str, Any], progress: str = "") -> None:
@@ -79,7 +79,7 @@ class Saves:
                 new.unlink(missing_ok=True)
 
     def load(self, check: Callable[[dict[str, Any]], None] = lambda content: None) -> dict[str, Any]:
-        """The last checkpoint, on the CPU, or, with a note, the previous one where the last is damaged.
+        """Load the last checkpoint to the CPU, or, with a note, the previous one if the last is damaged.
 
         Args:
             check: raises InputError where what a checkpoint needs besides is damaged.

@@ -40,7 +40,7 @@ def start_torch(config: JobConfig) -> torch.device:
 
 
 def require_file(path: Path | None, flag: str, what: str) -> Path:
-    """The path of a setting that must be given.
+    """Return the path of a setting that must be given.
 
     Raises:
         InputError: it was not.
@@ -51,7 +51,7 @@ def require_file(path: Path | None, flag: str, what: str) -> Path:
 
 
 def load_base(config: BasePolicyConfig, device: torch.device) -> BasePolicy:
-    """The base policy that ``--base`` or ``--awsc_checkpoint`` names.
+    """Load the base policy that ``--base`` or ``--awsc_checkpoint`` names.
 
     Raises:
         InputError: neither or both are given, or the policy cannot be loaded.
@@ -74,7 +74,7 @@ def load_base(config: BasePolicyConfig, device: torch.device) -> BasePolicy:
 
 
 def rewards_of(base: BasePolicy) -> RewardTerms:
-    """The rewards that a base policy's critic learned; unknown ones without a critic."""
+    """Return the rewards that a base policy's critic learned; unknown ones without a critic."""
     return base.critic.rewards if base.critic is not None else RewardTerms()
 
 
@@ -96,6 +96,6 @@ def note_unknown_rewards(rewards: RewardTerms) -> None:
 
 
 def build_layout(info: PolicyInfo, config: SteeringConfig) -> LatentLayout:
-    """The latents that a job steers."""
+    """Return the latents that a job steers."""
     rows, width = info.latent_shape
     return LatentLayout(config.steer_mode, rows, width, info.executed_rows, config.action_magnitude)

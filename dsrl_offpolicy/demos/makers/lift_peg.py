@@ -58,7 +58,7 @@ class LiftPegExpert:
         self._hold = np.zeros(3)
 
     def act(self, tcp_pose: np.ndarray, peg_pose: np.ndarray) -> np.ndarray:
-        """The action ``[7]`` in [-1, 1] for two poses ``[7]`` (position, quaternion w x y z)."""
+        """Return the action ``[7]`` in [-1, 1] for two poses ``[7]`` (position, quaternion w x y z)."""
         tcp, peg = tcp_pose[:3].astype(float), peg_pose[:3].astype(float)
         if self._grasp is None:
             self._grasp = peg + np.array([GRASP_FROM_CENTRE, 0, 0]) + self._offset

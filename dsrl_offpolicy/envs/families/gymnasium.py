@@ -57,7 +57,7 @@ class GymnasiumEnvs(EnvFamily):
 
 
 def plain_vectors(env: gym.Env, spec: EnvSpec) -> gym.Env:
-    """Flat float32 states and actions in [-1, 1].
+    """Return flat float32 states and actions in [-1, 1].
 
     Raises:
         InputError: spaces that cannot be made so.

@@ -113,7 +113,7 @@ def check_maniskill() -> None:
 
 
 def sim_backend(spec: EnvSpec) -> str:
-    """``physx_cpu`` or ``physx_cuda``.
+    """Return ``physx_cpu`` or ``physx_cuda``.
 
     Raises:
         InputError: ``physx_cuda`` without CUDA.
@@ -128,7 +128,7 @@ def sim_backend(spec: EnvSpec) -> str:
 
 
 def make_simulator(spec: EnvSpec, num_envs: int) -> Any:
-    """ManiSkill's own environment, without any wrapper and without a time limit.
+    """Make ManiSkill's own environment, without any wrapper and without a time limit.
 
     Raises:
         InputError: no render device, a task whose assets are not here, or a mode it does not know.
@@ -228,7 +228,7 @@ def _control_mode_error(spec: EnvSpec, error: Exception) -> Exception:
 
 
 def time_limit(spec: EnvSpec) -> int | None:
-    """Env steps until truncation: what was asked for, or the limit the task is registered with."""
+    """Return env steps until truncation: what was asked for, or the limit the task is registered with."""
     from mani_skill.utils.registration import REGISTERED_ENVS
 
     limit = spec.max_episode_steps or REGISTERED_ENVS[spec.env_id].max_episode_steps
@@ -355,7 +355,7 @@ class ManiSkillEnv(gym.Env):
         return self.simulator._get_obs_state_dict(info)
 
     def image(self) -> np.ndarray:
-        """The cameras' images of the current state, ``[H, W, 3k]`` uint8."""
+        """Render the cameras' images of the current state, ``[H, W, 3k]`` uint8."""
         self.images_wanted = True
         with self._inference_mode():
             image: np.ndarray = self._observation(self.simulator.get_obs())["rgb"]
