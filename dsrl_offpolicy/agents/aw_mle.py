@@ -265,7 +265,7 @@ class CandidatePool:
         self._u, self._q = u, q
 
     def draw(self, index: Int[Tensor, " B"]) -> Candidates:
-        """M different candidates for each of the states at ``index``, beginning anywhere in the pool's ring."""
+        """Draw M different candidates for each state at ``index``, beginning anywhere in the pool's ring."""
         agent = self.agent
         first = torch.randint(self.size, index.shape, generator=agent.generator, device=index.device)
         members = (first + torch.arange(agent.num_candidates, device=index.device)[:, None]) % self.size

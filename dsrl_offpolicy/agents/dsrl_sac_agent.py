@@ -159,7 +159,7 @@ class DSRLSACAgent(SteeringAgent):
         return self.critic_terms(batch, self.draw_noise(batch), self.networks)
 
     def critic_terms(self, batch: MacroBatch, noise: Tensor, networks: Networks) -> tuple[Tensor, Metrics]:
-        """:meth:`critic_loss` as a pure function of the batch, the noise of the next latents and the networks."""
+        """Compute :meth:`critic_loss` as a pure function of batch, noise of the next latents and networks."""
         with torch.no_grad():
             dist = networks.actor(batch.next_obs_features)
             latent, log_prob = self.actor.sample(dist, noise)
@@ -190,7 +190,7 @@ class DSRLSACAgent(SteeringAgent):
             return self.actor_terms(batch, self.draw_noise(batch), self.networks)
 
     def actor_terms(self, batch: MacroBatch, noise: Tensor, networks: Networks) -> tuple[Tensor, Metrics, Tensor]:
-        """:meth:`actor_loss` as a pure function of the batch, the noise of its latents and the networks."""
+        """Compute :meth:`actor_loss` as a pure function of batch, noise of its latents and networks."""
         dist = networks.actor(batch.obs_features)
         latent, log_prob = self.actor.sample(dist, noise)
         q = networks.online(batch.obs_features, latent).amin(0)

@@ -106,7 +106,7 @@ def distinct_resamples(runs: int) -> int:
 
 
 def area_under_curve(env_steps: np.ndarray, success: np.ndarray, first: float, last: float) -> float:
-    """Mean success from ``first`` to ``last`` env steps, linear between evaluations (trapezoids): in [0, 1].
+    """Return mean success from ``first`` to ``last`` env steps, linear between evaluations (trapezoids).
 
     Args:
         env_steps: ``[E]``, ascending, from ``first`` or before to ``last`` or beyond.

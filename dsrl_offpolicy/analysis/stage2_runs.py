@@ -142,7 +142,7 @@ def _check_seeds(label: str, members: Sequence[RunFolder]) -> None:
 
 
 def differing_settings(members: Sequence[RunFolder]) -> dict[str, list[str]]:
-    """Settings other than the task that matter and that the runs of one group do not share, with their values."""
+    """Return the settings, task aside, that matter and that the runs of a group do not share, with values."""
     identities = [_identity(run.settings) for run in members]
     names = [name for name in _differing(identities) if name != "env_id"]
     return {name: sorted({_shown(identity.get(name)) for identity in identities}) for name in names}

@@ -60,7 +60,7 @@ def number(value: float | int) -> str:
 
 
 def range_of_returns(reward_mode: str, reward_scale: float, gamma: float) -> tuple[float, float] | None:
-    """The least and the greatest discounted return that rewards allow; None where the settings set no bound.
+    """Return the least and the greatest discounted return that rewards allow; None without a bound.
 
     Sparse rewards are -1 per env step, normalized dense ones at most 1 in size, both times the scale.
     """

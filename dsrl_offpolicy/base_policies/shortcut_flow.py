@@ -122,7 +122,7 @@ class ShortcutFlowSpec:
         return VisualEncoder(self.image_channels, self.visual_dim, size)
 
     def build_encoder(self) -> ObservationEncoder:
-        """A fresh encoder of this shape that leaves states as they are (a published one clamps nothing either)."""
+        """Build a fresh encoder of this shape that leaves states as they are (a published one clamps nothing)."""
         limit = math.inf if self.published else FEATURE_LIMIT
         mean, std = torch.zeros(self.state_dim), torch.ones(self.state_dim)
         return ObservationEncoder(mean, std, self.build_visual(), limit=limit)

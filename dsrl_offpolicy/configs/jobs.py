@@ -61,8 +61,7 @@ class DemosConfig:
     control_mode: str | None = None
     """ManiSkill's controller. Default: pd_ee_delta_pose; MetaWorld has only pd_ee_delta_pos."""
     demonstrator: Literal["auto", "scripted", "planner"] = "auto"
-    """Who demonstrates. MetaWorld: a scripted expert; ManiSkill: a motion planner, or (LiftPegUpright-v1 only) a
-    scripted expert."""
+    """Who demonstrates: MetaWorld has scripted experts, ManiSkill a motion planner, LiftPegUpright-v1 both."""
     obs_mode: Literal["state", "rgb"] = "state"
     """ManiSkill: record flat states, or images beside them."""
     reward_mode: Literal["normalized_dense", "dense", "sparse"] = "normalized_dense"
@@ -179,8 +178,8 @@ class Stage1Config(OfflineConfig, EvaluationConfig, SteeringConfig, LatentCritic
     num_candidates: Several = 32
     """M, latents per state."""
     candidate_pool: CountOrNone | Literal["auto"] = "auto"
-    """Candidates per state to decode once and draw from; 0 decodes fresh ones at every gradient step. auto takes
-    up to 4 M where that saves at least half of the decoding and fits into 1 GiB, else 0."""
+    """Candidates per state to decode once and draw from; 0 decodes fresh ones at every gradient step.
+    auto takes up to 4 M where that saves at least half of the decoding and fits into 1 GiB, else 0."""
     kappa: NotNegative = 1.0
     """Pessimism: mean - kappa * std over Q^A's heads."""
     tau: Positive = 5.0

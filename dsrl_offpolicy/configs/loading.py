@@ -47,7 +47,7 @@ def parse_job(job: type[Config], shipped_yaml: str | None, prog: str, argv: Sequ
 
 
 def override(job: type[Config], shipped_yaml: str | None, values: Mapping[Any, Any], where: str) -> Config:
-    """A job's config from its shipped YAML and a mapping of overrides (as a quickstart section gives them)."""
+    """Build a job's config from its shipped YAML and a mapping of overrides."""
     shipped: dict[Any, Any] = {}
     if shipped_yaml is not None:
         text = resources.files("dsrl_offpolicy.configs").joinpath(shipped_yaml).read_text()

@@ -124,8 +124,8 @@ class BasePolicyConfig:
     """The frozen base policy, and what a published checkpoint does not hold."""
 
     base: str | None = None
-    """Base policy: a file of Stage 0 or a published AWSC checkpoint, kind:path, or module:Class[:argument] of your
-    own."""
+    """Base policy: a file of Stage 0 or a published AWSC checkpoint, kind:path,
+    or module:Class[:argument] of your own."""
     awsc_checkpoint: Path | None = None
     """Older name of --base, for files."""
     weights: str = "ema_agent.velocity_net"

@@ -70,12 +70,12 @@ def pads_with_zeros(control_mode: str) -> bool:
 
 
 def stack_states(trajectories: Sequence[Trajectory]) -> np.ndarray:
-    """The states of all trajectories in order, ``[F, S]`` float32: the table that ``Windows.rows`` index."""
+    """Stack the states of all trajectories, ``[F, S]`` float32: the table that ``Windows.rows`` index."""
     return np.concatenate([t.obs for t in trajectories])
 
 
 def stack_images(trajectories: Sequence[Trajectory]) -> np.ndarray:
-    """Return the images of all trajectories in order, ``[F, H, W, 3k]`` uint8, read from their file.
+    """Stack the images of all trajectories in order, ``[F, H, W, 3k]`` uint8, read from their file.
 
     Raises:
         InputError: the file is no longer readable.
@@ -90,7 +90,7 @@ def stack_images(trajectories: Sequence[Trajectory]) -> np.ndarray:
 
 
 def stack_poses(trajectories: Sequence[Trajectory]) -> np.ndarray | None:
-    """The poses of all trajectories in order, ``[F, P]`` float32, each column standardised over them; columns that
+    """Stack the poses of all trajectories, ``[F, P]`` float32, each column standardised over them; columns that
     never vary (a table's) are left out. None where there are none, or not of the same objects everywhere."""
     names = {tuple(sorted(t.poses)) if t.poses is not None else () for t in trajectories}
     if len(names) > 1 or not (objects := names.pop()):

@@ -120,7 +120,7 @@ def run_episodes(
     seeds: Sequence[int],
     device: torch.device | str = "cpu",
 ) -> list[EpisodeOutcome]:
-    """One episode per seed, in the order of ``seeds``. An episode whose environment process is lost begins again.
+    """Run one episode per seed, in that order. An episode whose environment process is lost starts over.
 
     Args:
         env: macro-step environments that do not reset by themselves (``envs.make_vector_env``). Those with

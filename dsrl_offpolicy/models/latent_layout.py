@@ -73,5 +73,5 @@ class LatentLayout:
         return full
 
     def prior(self, noise: Float[Tensor, "B T A"]) -> Float[Tensor, "B L"]:
-        """Steered latents drawn from the prior: the squashed standard normal (algorithms: prior push-forward)."""
+        """Draw steered latents from the prior: the squashed standard normal (its push-forward)."""
         return squash(self.select(noise), self.magnitude)

@@ -62,8 +62,8 @@ def control_mode_of(info: PolicyInfo, config: SimulatorConfig) -> str | None:
 def base_env_spec(
     info: PolicyInfo, rewards: RewardTerms, config: SimulatorConfig, *, end_on_success: bool
 ) -> EnvSpec:
-    """The environment in which a base policy is evaluated, with the rewards of its Q^A (default ones where it has
-    none, or does not say)."""
+    """Return the environment in which a base policy is evaluated, with the rewards of its Q^A (default ones where
+    it has none, or does not say)."""
     terms = rewards.known()
     return task_env_spec(
         info,

@@ -125,8 +125,8 @@ def _note_time_limit(demos: Demonstrations, limit: int | None) -> None:
 def encode_demonstrations(
     demos: Demonstrations, encode: Callable[[Tensor, Tensor | None], Tensor], device: torch.device
 ) -> Tensor:
-    """Features of all frames in order, ``[F, V+S]``: the table that ``Windows.rows`` index. Images are read and
-    encoded a few at a time.
+    """Encode all frames in order, ``[F, V+S]``: the table that ``Windows.rows`` index. Images are read and encoded
+    a few at a time.
 
     Args:
         demos: trajectory i contributes its n_i + 1 frames.

@@ -200,7 +200,7 @@ class Stage0(Resumable):
         return self.step, self.config.encoder_iters if encoder else self.config.total_iters
 
     def state(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on; once the encoder is trained nothing of its training."""
+        """Return all that the rest of the run depends on; of the encoder's training only while it lasts."""
         training = self.encoder_training
         return {
             "gradient_steps": self.step,

@@ -52,7 +52,7 @@ class Steering:
 def steering_content(
     policy: LatentPolicy, base: BasePolicy, hidden_dims: tuple[int, ...], extra: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a checkpoint of a latent policy holds: what is needed to rebuild it, and what else the stage keeps."""
+    """Return what a checkpoint of a latent policy holds: what rebuilds it, and what else the stage keeps."""
     layout = policy.layout
     steering = Steering(
         feature_dim=base.info.feature_dim,

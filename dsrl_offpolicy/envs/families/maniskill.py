@@ -262,7 +262,7 @@ def check_cameras(spec: EnvSpec, raw: Mapping[str, Any]) -> None:
 
 
 def state_keys(raw: Mapping[str, Any]) -> tuple[str, ...]:
-    """The parts of the state vector in the environment's order: ``agent/qpos, agent/qvel, extra/tcp_pose``, ..."""
+    """Return the parts of the state in the environment's order: ``agent/qpos, agent/qvel, extra/tcp_pose``, ..."""
     keys: list[str] = []
 
     def walk(part: Mapping[str, Any], prefix: str) -> None:
