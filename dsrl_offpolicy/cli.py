@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import threading
 from collections.abc import Sequence
+from typing import NoReturn
 
-from dsrl_offpolicy.errors import did_you_mean
+from dsrl_offpolicy.errors import LEFT_BEHIND, did_you_mean
 
 COMMANDS = {
     "quickstart": ("dsrl_offpolicy.commands.quickstart", "run demonstrations, Stages 0, 1, 2 and the final table"),
@@ -67,5 +69,15 @@ def _usage() -> str:
     return "\n".join(lines)
 
 
+def run() -> NoReturn:
+    """Run a command and end the process, without waiting for work that an interrupted run left behind."""
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if any(thread.name == LEFT_BEHIND for thread in threading.enumerate()):
+        os._exit(status)  # the interpreter would wait for torch's compiler, up to minutes
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

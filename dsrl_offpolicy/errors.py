@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+LEFT_BEHIND = "left behind"
+"""Name of threads whose work nobody waits for once a signal has ended a run."""
+
 
 class InputError(ValueError):
     """Something the user gave is wrong.

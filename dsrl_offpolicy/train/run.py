@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dsrl_offpolicy.configs.loading import to_plain
 from dsrl_offpolicy.contracts import LatentSource
-from dsrl_offpolicy.errors import InputError, NonFiniteError
+from dsrl_offpolicy.errors import LEFT_BEHIND, InputError, NonFiniteError
 from dsrl_offpolicy.files.checkpoint import UNFINISHED, save_checkpoint
 from dsrl_offpolicy.files.plain import shown
 from dsrl_offpolicy.seeding import random_states
@@ -233,7 +233,7 @@ class TrainingRun:
             except BaseException as error:
                 future.set_exception(error)
 
-        threading.Thread(target=do, daemon=True).start()
+        threading.Thread(target=do, name=LEFT_BEHIND, daemon=True).start()
         while not future.done():
             wait([future], timeout=0.2)
             self.end_if_stopped()
