@@ -24,7 +24,7 @@ from dsrl_offpolicy.configs.loading import to_plain
 from dsrl_offpolicy.contracts import LatentSource
 from dsrl_offpolicy.errors import LEFT_BEHIND, InputError, NonFiniteError
 from dsrl_offpolicy.files.checkpoint import UNFINISHED, save_checkpoint
-from dsrl_offpolicy.files.plain import shown
+from dsrl_offpolicy.files.plain import reading, shown
 from dsrl_offpolicy.seeding import random_states
 from dsrl_offpolicy.tracking.run import Run, create_run_folder
 from dsrl_offpolicy.train.saves import Saves, check_common
@@ -329,13 +329,14 @@ def _refuse_other_settings(began_with: Mapping[str, Any] | None, config: Any, fo
     """Raise InputError where a setting outside ``MAY_CHANGE`` is not what it was; old saves know none."""
     if began_with is None:
         return
-    began = to_plain(type(config)()) | dict(began_with)  # a setting of a later version had its default
-    for name, now in to_plain(config).items():
-        if name not in MAY_CHANGE and began[name] != now:
-            raise InputError(
-                f"{name}: expected {shown(began[name])}, with which the run began, got {shown(now)} in "
-                f"{folder / 'config.yaml'}; only a new run can change it"
-            )
+    with reading("resume: settings of the run", "plain values by name"):
+        began = to_plain(type(config)()) | dict(began_with)  # a setting of a later version had its default
+        for name, now in to_plain(config).items():
+            if name not in MAY_CHANGE and began[name] != now:
+                raise InputError(
+                    f"{name}: expected {shown(began[name])}, with which the run began, got {shown(now)} in "
+                    f"{folder / 'config.yaml'}; only a new run can change it"
+                )
 
 
 @contextmanager

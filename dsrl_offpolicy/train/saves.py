@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.files.atomic import write_atomically
 from dsrl_offpolicy.files.checkpoint import file_digest, load_checkpoint, save_checkpoint
 from dsrl_offpolicy.files.formats import FORMAT_VERSION, NewerFormatError
 from dsrl_offpolicy.files.plain import check_fields, reading
@@ -126,13 +127,8 @@ class Saves:
             "python": platform.python_version(),
             "versions": {name: _version(name) for name in LIBRARIES},
         }
-        path = self.folder / MANIFEST
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("w") as file:
-            json.dump(manifest, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with write_atomically(self.folder / MANIFEST) as temporary:
+            temporary.write_text(json.dumps(manifest, indent=2))
 
 
 def _copy(source: Path, target: Path) -> None:
