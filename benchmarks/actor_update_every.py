@@ -52,8 +52,8 @@ def step_times(run: Path, every: list[int]) -> dict[int, float]:
     from dataclasses import replace
 
     from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
+    from dsrl_offpolicy.agents.stage2_config import Stage2Config
     from dsrl_offpolicy.buffers.replay_files import ReplayFiles
-    from dsrl_offpolicy.configs.jobs import Stage2Config
     from dsrl_offpolicy.configs.loading import override, read_settings
     from dsrl_offpolicy.files.checkpoint import load_checkpoint
     from dsrl_offpolicy.train.train_stage2_online import Stage2

@@ -25,10 +25,12 @@ from pathlib import Path
 import torch
 
 from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
 from dsrl_offpolicy.commands import demos as generate_demos
-from dsrl_offpolicy.configs.jobs import DemosConfig, Stage0Config, Stage2Config
+from dsrl_offpolicy.configs.jobs import DemosConfig, Stage0Config
+from dsrl_offpolicy.contracts import MacroTransitions
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.train import pretrain_stage0
 from dsrl_offpolicy.train.saves import Saves
@@ -43,11 +45,11 @@ REPEATS = 5
 def add(buffer: MacroReplayBuffer, count: int) -> None:
     """Random transitions."""
     no = torch.zeros(count, dtype=torch.bool)
-    buffer.add(
+    buffer.add(MacroTransitions(
         obs_features=torch.randn(count, FEATURES), latent=torch.randn(count, ROWS * ACTIONS),
         reward=torch.randn(count), next_obs_features=torch.randn(count, FEATURES), terminated=no, truncated=no,
-        n_steps=torch.full((count,), ROWS, dtype=torch.int32), gamma=CONFIG.gamma,
-    )  # fmt: skip
+        n_steps=torch.full((count,), ROWS, dtype=torch.int32),
+    ), gamma=CONFIG.gamma)  # fmt: skip
 
 
 def make_buffer() -> MacroReplayBuffer:
@@ -59,15 +61,8 @@ def make_buffer() -> MacroReplayBuffer:
 
 def make_agent() -> DSRLSACAgent:
     """The default learner."""
-    return DSRLSACAgent(
-        FEATURES, LatentLayout(CONFIG.steer_mode, ROWS, ACTIONS, slice(0, ROWS), CONFIG.action_magnitude),
-        actor_hidden_dims=CONFIG.actor_hidden_dims, critic_hidden_dims=CONFIG.critic_hidden_dims,
-        num_critics=CONFIG.num_critics, critic_layer_norm=CONFIG.critic_layer_norm, actor_lr=CONFIG.actor_lr,
-        critic_lr=CONFIG.critic_lr, temp_lr=CONFIG.temp_lr, polyak_tau=CONFIG.tau, regularizer=CONFIG.regularizer,
-        init_temperature=CONFIG.init_temperature, learn_temperature=True, target_entropy=None,
-        target_kl=CONFIG.target_kl, backup_entropy=CONFIG.backup_entropy,
-        generator=torch.Generator().manual_seed(1),
-    )  # fmt: skip
+    layout = LatentLayout(CONFIG.steer_mode, ROWS, ACTIONS, slice(0, ROWS), CONFIG.action_magnitude)
+    return DSRLSACAgent(CONFIG, FEATURES, layout, generator=torch.Generator().manual_seed(1))
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -84,29 +84,16 @@ def our_agent(width: int, *, layers: int = LAYERS, heads: int = 2, rows: int = R
     """Our agent of the shapes above."""
     import torch
 
-    from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent
+    from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent, SACConfig
     from dsrl_offpolicy.models.latent_layout import LatentLayout
 
     torch.manual_seed(0)
-    return DSRLSACAgent(
-        FEATURES,
-        LatentLayout("full", rows, ACTION_DIM, slice(0, rows), 2.0),
-        actor_hidden_dims=[width] * layers,
-        critic_hidden_dims=[width] * layers,
-        num_critics=heads,
-        critic_layer_norm=True,
-        actor_lr=3e-4,
-        critic_lr=3e-4,
-        temp_lr=3e-4,
-        polyak_tau=0.005,
-        regularizer="entropy",
-        init_temperature=0.1,
-        learn_temperature=True,
-        target_entropy=None,
-        target_kl=10.0,
-        backup_entropy=True,
-        generator=torch.Generator().manual_seed(0),
-    )
+    config = SACConfig(
+        actor_hidden_dims=(width,) * layers, critic_hidden_dims=(width,) * layers, num_critics=heads,
+        actor_lr=3e-4, critic_lr=3e-4, temp_lr=3e-4,
+    )  # fmt: skip
+    layout = LatentLayout("full", rows, ACTION_DIM, slice(0, rows), 2.0)
+    return DSRLSACAgent(config, FEATURES, layout, generator=torch.Generator().manual_seed(0))
 
 
 def filled_buffer(latent_dim: int, stored: int = STORED) -> Any:
@@ -114,18 +101,21 @@ def filled_buffer(latent_dim: int, stored: int = STORED) -> Any:
     import torch
 
     from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
+    from dsrl_offpolicy.contracts import MacroTransitions
 
     generator = torch.Generator().manual_seed(0)
     buffer = MacroReplayBuffer(stored, FEATURES, latent_dim, generator=generator)
     ended = torch.zeros(stored, dtype=torch.bool)
     buffer.add(
-        obs_features=torch.randn(stored, FEATURES),
-        latent=torch.randn(stored, latent_dim).clamp(-2, 2),
-        reward=torch.randn(stored),
-        next_obs_features=torch.randn(stored, FEATURES),
-        terminated=ended,
-        truncated=ended,
-        n_steps=torch.full((stored,), 8, dtype=torch.int32),
+        MacroTransitions(
+            obs_features=torch.randn(stored, FEATURES),
+            latent=torch.randn(stored, latent_dim).clamp(-2, 2),
+            reward=torch.randn(stored),
+            next_obs_features=torch.randn(stored, FEATURES),
+            terminated=ended,
+            truncated=ended,
+            n_steps=torch.full((stored,), 8, dtype=torch.int32),
+        ),
         gamma=0.99,
     )
     return buffer

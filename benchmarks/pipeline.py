@@ -94,7 +94,6 @@ def main() -> int:
 
     from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
     from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
-    from dsrl_offpolicy.configs.jobs import Stage2Config
     from dsrl_offpolicy.configs.loading import parse_job
     from dsrl_offpolicy.rollouts.collector import Collector
     from dsrl_offpolicy.tracking.progress import ProgressReport

@@ -20,7 +20,7 @@ def main() -> int:
     import psutil
     import torch
 
-    from dsrl_offpolicy.configs.jobs import Stage2Config
+    from dsrl_offpolicy.agents.stage2_config import Stage2Config
     from dsrl_offpolicy.configs.loading import parse_job
     from dsrl_offpolicy.envs.vector import make_vector_env
     from dsrl_offpolicy.train.train_stage2_online import Stage2
@@ -32,13 +32,15 @@ def main() -> int:
         count = min(BLOCK, buffer.capacity - len(buffer))
         no = torch.zeros(count, dtype=torch.bool)
         buffer.add(
-            obs_features=torch.randn(count, width),
-            latent=torch.randn(count, stage2.agent.layout.dim),
-            reward=torch.randn(count),
-            next_obs_features=torch.randn(count, width),
-            terminated=no,
-            truncated=no,
-            n_steps=torch.full((count,), 8, dtype=torch.int32),
+            MacroTransitions(
+                obs_features=torch.randn(count, width),
+                latent=torch.randn(count, stage2.agent.layout.dim),
+                reward=torch.randn(count),
+                next_obs_features=torch.randn(count, width),
+                terminated=no,
+                truncated=no,
+                n_steps=torch.full((count,), 8, dtype=torch.int32),
+            ),
             gamma=config.gamma,
         )
     envs = [make_vector_env(stage2.env_spec, config.num_envs) for _ in range(2)]

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from dsrl_offpolicy.configs.jobs import Stage1Config, Stage2Config
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
+from dsrl_offpolicy.configs.jobs import Stage1Config
 from dsrl_offpolicy.configs.loading import to_plain
 
 KL_RUN = Stage2Config(

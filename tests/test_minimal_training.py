@@ -23,6 +23,7 @@ from tiny_worlds import TASK
 
 from dsrl_offpolicy import load_base_policy
 from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
 from dsrl_offpolicy.commands import demos as generate_demos
 from dsrl_offpolicy.commands import evaluate, quickstart
@@ -32,7 +33,6 @@ from dsrl_offpolicy.configs.jobs import (
     QuickstartConfig,
     Stage0Config,
     Stage1Config,
-    Stage2Config,
 )
 from dsrl_offpolicy.contracts import Encoding
 from dsrl_offpolicy.errors import InputError

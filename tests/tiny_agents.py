@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent
+from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent, SACConfig
 from dsrl_offpolicy.base_policies.observation_encoder import ObservationEncoder
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowSpec
 from dsrl_offpolicy.contracts import ActionCritic, BasePolicy, Encoding, MacroBatch, PolicyInfo
@@ -32,11 +32,11 @@ def sac(steered: LatentLayout, feature_dim: int = 1, seed: int = 0, **changes: o
     torch.manual_seed(seed)
     settings = {
         "actor_hidden_dims": (), "critic_hidden_dims": (), "num_critics": 2, "critic_layer_norm": False,
-        "actor_lr": 1e-2, "critic_lr": 1e-2, "temp_lr": 1e-2, "polyak_tau": 0.005, "regularizer": "entropy",
-        "init_temperature": 0.2, "learn_temperature": False, "target_entropy": None, "target_kl": 0.5,
-        "backup_entropy": True, "generator": seeded(seed),
+        "actor_lr": 1e-2, "critic_lr": 1e-2, "temp_lr": 1e-2, "init_temperature": 0.2, "learn_temperature": False,
+        "target_kl": 0.5,
     }  # fmt: skip
-    return DSRLSACAgent(feature_dim, steered, **(settings | changes))  # type: ignore[arg-type]
+    config = SACConfig(**(settings | changes))  # type: ignore[arg-type]
+    return DSRLSACAgent(config, feature_dim, steered, generator=seeded(seed))
 
 
 def set_linear_policy(policy: LatentPolicy, mean: list[float], raw_log_sigma: list[float]) -> None:

@@ -8,14 +8,17 @@ the graph can be captured.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch._dynamo.config
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
-from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent, Metrics, Networks
+from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent, Networks
+from dsrl_offpolicy.agents.steering_agent import Metrics
 from dsrl_offpolicy.contracts import MacroBatch
 
 Weights = dict[str, Tensor]
@@ -66,9 +69,12 @@ class CompiledUpdate:
         features = torch.zeros(batch_size, agent.feature_dim, device=zeros.device)
         batch = MacroBatch(features, zeros, zeros[:, 0].clone(), zeros[:, 0].clone(), features.clone())
         noise = [torch.zeros_like(zeros), torch.zeros_like(zeros)]
+        # Beyond its limits torch runs further learners uncompiled and says nothing.
+        no_limits = {"recompile_limit": sys.maxsize, "accumulated_recompile_limit": sys.maxsize}
         try:
-            for update_actor in (True, False):  # on copies: nothing of the agent changes
-                self._graph(self._tensors, batch, noise, update_actor)
+            with torch._dynamo.config.patch(no_limits):
+                for update_actor in (True, False):  # on copies: nothing of the agent changes
+                    self._graph(self._tensors, batch, noise, update_actor)
         except (RuntimeError, OSError, NotImplementedError) as error:
             raise RuntimeError(" ".join(str(error).split())) from error
 

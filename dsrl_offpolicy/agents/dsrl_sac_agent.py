@@ -9,8 +9,9 @@ squash's Jacobian included: the bonus measures against the uniform distribution.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,7 +19,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dsrl_offpolicy.agents.optimization import adam_state, gradient_step
-from dsrl_offpolicy.contracts import MacroBatch
+from dsrl_offpolicy.agents.steering_agent import Metrics, SteeringAgent, Update
+from dsrl_offpolicy.configs.ranges import Finite, NotNegative, Positive, Rate
+from dsrl_offpolicy.configs.shared import LatentCriticConfig, SteeringConfig
+from dsrl_offpolicy.contracts import BasePolicy, MacroBatch
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import check_weights
 from dsrl_offpolicy.files.plain import reading
@@ -26,8 +30,33 @@ from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.models.latent_policy import Gaussian, LatentPolicy
 from dsrl_offpolicy.models.latent_q_network import LatentCritic
 
-Metrics = dict[str, Tensor]
 Regularizer = Literal["entropy", "kl"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SACConfig(SteeringConfig, LatentCriticConfig):
+    """The settings of SAC in latent space."""
+
+    actor_lr: Positive = 1e-4
+    """Learning rate of the latent policy."""
+    critic_lr: Positive = 3e-4
+    """Learning rate of Q^W."""
+    temp_lr: Positive = 1e-4
+    """Learning rate of log alpha."""
+    tau: Rate = 0.005
+    """Polyak rate of the target networks."""
+    regularizer: Regularizer = "entropy"
+    """Entropy bonus (SAC), or anchoring to the prior."""
+    init_temperature: NotNegative = 0.1
+    """alpha at the start."""
+    learn_temperature: bool = True
+    """Adjust alpha to the target."""
+    target_entropy: Finite | Literal["auto"] = "auto"
+    """Nats of w; auto is -0.5 * latent_dim."""
+    target_kl: NotNegative = 10.0
+    """Nats from the prior that regularizer=kl allows."""
+    backup_entropy: bool = True
+    """Count the regulariser in the TD target."""
 
 
 class Networks(NamedTuple):
@@ -39,79 +68,57 @@ class Networks(NamedTuple):
     alpha: Tensor
 
 
-class DSRLSACAgent(nn.Module):
+class DSRLSACAgent(SteeringAgent):
     """Actor, critics, temperature and their optimisers.
 
-    Args:
-        feature_dim: D.
-        layout: which latents are steered; L = ``layout.dim``.
-        actor_hidden_dims, critic_hidden_dims: widths.
-        num_critics: K.
-        critic_layer_norm: LayerNorm in the critics.
-        actor_lr, critic_lr, temp_lr: Adam's learning rates.
-        polyak_tau: rate of the target networks after every critic step.
-        regularizer: ``entropy`` or ``kl``.
-        init_temperature: alpha at the start; 0 together with ``learn_temperature=False`` switches the
-            regulariser off.
-        learn_temperature: adjust alpha so that the cost meets its target.
-        target_entropy: nats of w; None is -0.5 * L. Used by ``entropy``.
-        target_kl: nats. Used by ``kl``.
-        backup_entropy: whether the TD target holds the cost of the next latent.
-        generator: source of all randomness in ``update``, on ``device``.
-        device: where it computes.
+    ``init_temperature`` 0 together with ``learn_temperature=False`` switches the regulariser off.
 
     Raises:
         InputError: a temperature that cannot be learned.
     """
 
+    Config = SACConfig
+    judged_by = ("q_mean", "alpha", "td_error", "actor_loss", "entropy", "kl")
+    critic: LatentCritic
+
     def __init__(
         self,
+        config: SACConfig,
         feature_dim: int,
         layout: LatentLayout,
         *,
-        actor_hidden_dims: Sequence[int],
-        critic_hidden_dims: Sequence[int],
-        num_critics: int,
-        critic_layer_norm: bool,
-        actor_lr: float,
-        critic_lr: float,
-        temp_lr: float,
-        polyak_tau: float,
-        regularizer: Regularizer,
-        init_temperature: float,
-        learn_temperature: bool,
-        target_entropy: float | None,
-        target_kl: float,
-        backup_entropy: bool,
         generator: torch.Generator,
         device: torch.device | str = "cpu",
+        base: BasePolicy | None = None,
     ) -> None:
-        super().__init__()
-        if init_temperature < 0 or (learn_temperature and init_temperature == 0):
-            bound = "> 0 where it is learned" if learn_temperature else ">= 0"
-            raise InputError(f"init_temperature: expected {bound}, got {init_temperature}")
-        self.layout = layout
-        self.feature_dim = feature_dim
-        self.actor = LatentPolicy(feature_dim, actor_hidden_dims, layout)
+        super().__init__(config, feature_dim, layout, generator=generator, device=device, base=base)
+        temperature, learned = config.init_temperature, config.learn_temperature
+        if temperature < 0 or (learned and temperature == 0):
+            bound = "> 0 where it is learned" if learned else ">= 0"
+            raise InputError(f"init_temperature: expected {bound}, got {temperature}")
+        self.actor = LatentPolicy(feature_dim, config.actor_hidden_dims, layout)
         self.critic = LatentCritic(
-            feature_dim, layout.dim, critic_hidden_dims, num_critics, layer_norm=critic_layer_norm
+            feature_dim,
+            layout.dim,
+            config.critic_hidden_dims,
+            config.num_critics,
+            layer_norm=config.critic_layer_norm,
         )
         # log 0 = -inf, and exp(-inf) = 0 exactly: a fixed temperature of 0 needs no special case.
-        log_alpha = math.log(init_temperature) if init_temperature > 0 else -math.inf
-        self.log_alpha = nn.Parameter(torch.tensor(log_alpha), requires_grad=learn_temperature)
+        log_alpha = math.log(temperature) if temperature > 0 else -math.inf
+        self.log_alpha = nn.Parameter(torch.tensor(log_alpha), requires_grad=learned)
         self.to(device)
-        self.polyak_tau = polyak_tau
-        self.regularizer = regularizer
-        self.target_entropy = -0.5 * layout.dim if target_entropy is None else target_entropy
-        self.target_kl = target_kl
-        self.backup_entropy = backup_entropy
-        self.generator = generator
-        self._learning_rates = (actor_lr, critic_lr)
-        groups: list[dict[str, Any]] = [{"params": list(self.actor.parameters()), "lr": actor_lr}]
-        if learn_temperature:  # in the actor's optimiser: a second one would cost a second backward and step
-            groups.append({"params": [self.log_alpha], "lr": temp_lr})
+        self.polyak_tau = config.tau
+        self.regularizer = config.regularizer
+        self.target_entropy = -0.5 * layout.dim if config.target_entropy == "auto" else config.target_entropy
+        self.target_kl = config.target_kl
+        self.backup_entropy = config.backup_entropy
+        self._learning_rates = (config.actor_lr, config.critic_lr)
+        groups: list[dict[str, Any]] = [{"params": list(self.actor.parameters()), "lr": config.actor_lr}]
+        if learned:  # in the actor's optimiser: a second one would cost a second backward and step
+            groups.append({"params": [self.log_alpha], "lr": config.temp_lr})
         self.actor_optimizer = torch.optim.Adam(groups, fused=True)
-        self.critic_optimizer = torch.optim.Adam(self.critic.online.parameters(), lr=critic_lr, fused=True)
+        self.critic_optimizer = torch.optim.Adam(self.critic.online.parameters(), lr=config.critic_lr, fused=True)
 
     @property
     def alpha(self) -> Tensor:
@@ -156,7 +163,7 @@ class DSRLSACAgent(nn.Module):
         with torch.no_grad():
             dist = networks.actor(batch.next_obs_features)
             latent, log_prob = self.actor.sample(dist, noise)
-            value = networks.target(batch.next_obs_features, latent).amin(0)
+            value = self.lower_bound(networks.target(batch.next_obs_features, latent))
             if self.backup_entropy:
                 value = value - networks.alpha * self._cost(dist, log_prob)
             target = batch.reward + batch.discount * value
@@ -169,6 +176,10 @@ class DSRLSACAgent(nn.Module):
             "td_error": detached.abs().mean(),
             "q_mean": q.detach().mean(),
         }
+
+    def lower_bound(self, q: Float[Tensor, "K B"]) -> Float[Tensor, " B"]:
+        """What the TD target takes of the heads: the least."""
+        return q.amin(0)
 
     def actor_loss(self, batch: MacroBatch) -> tuple[Tensor, Metrics, Float[Tensor, " B"]]:
         """``mean (alpha * cost(s, w) - min_j Q_j(s, w))``, w reparameterised; also the detached cost.
@@ -199,6 +210,12 @@ class DSRLSACAgent(nn.Module):
     def temperature_loss(self, cost: Float[Tensor, " B"]) -> Tensor:
         """``-log_alpha * (cost - target)``: alpha rises while the cost is above its target."""
         return -self.log_alpha * (cost.mean() - self.cost_target)
+
+    def compiled(self, batch_size: int) -> Update | None:
+        """One graph of the whole step; an algorithm that replaces ``update`` has none."""
+        from dsrl_offpolicy.agents.compiled_update import CompiledUpdate  # which builds on this module
+
+        return CompiledUpdate(self, batch_size) if type(self).update is DSRLSACAgent.update else None
 
     def scale_learning_rates(self, scale: float) -> None:
         """Set the actor's and the critics' learning rates to ``scale`` times what they began with."""

@@ -7,20 +7,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dsrl_offpolicy.agents.stage2_config import shipped_yaml, stage2_config
 from dsrl_offpolicy.analysis.verdict import Row
-from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config, Stage2Config
+from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config, Stage2LoopConfig
 from dsrl_offpolicy.configs.loading import override, read_settings
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.metrics import Group, json_object, read_metrics, rows_of
 from dsrl_offpolicy.files.run_kind import read_kind
 
-StageConfig = Stage0Config | Stage1Config | Stage2Config
+StageConfig = Stage0Config | Stage1Config | Stage2LoopConfig
 
-STAGES: dict[str, tuple[type, str]] = {
+OFFLINE_STAGES: dict[str, tuple[type, str]] = {
     "stage0": (Stage0Config, "stage0_pretrain.yaml"),
     "stage1": (Stage1Config, "stage1_offline.yaml"),
-    "stage2": (Stage2Config, "stage2_online.yaml"),
 }
+STAGES = (*OFFLINE_STAGES, "stage2")
 RATES = ("success_once", "success_once_low", "success_once_high")
 
 
@@ -45,7 +46,13 @@ class RunFolder:
     @property
     def config(self) -> StageConfig:
         """The settings held against today's; raises InputError for one that there is no longer."""
-        job, shipped = STAGES[self.kind]
+        job: type[StageConfig]
+        shipped: str | None
+        if self.kind == "stage2":
+            algo = str(self.settings.get("algo", "sac"))
+            job, shipped = stage2_config(algo), shipped_yaml(algo)
+        else:
+            job, shipped = OFFLINE_STAGES[self.kind]
         config: StageConfig = override(job, shipped, self.settings, str(self.path / "config.yaml"))
         return config
 

@@ -19,7 +19,7 @@ from dsrl_offpolicy.analysis.verdict import (
     range_of_returns,
     too_early,
 )
-from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config, Stage2Config
+from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config, Stage2LoopConfig
 from dsrl_offpolicy.files.metrics import rows_of
 from dsrl_offpolicy.files.plain import is_finite_number
 
@@ -40,7 +40,7 @@ def check_run(config: StageConfig, rows: Sequence[Row], summary: Mapping[str, An
         rows: of ``metrics.jsonl``, so far.
         summary: ``summary.json``; empty while the run is not at its end.
     """
-    if isinstance(config, Stage2Config):
+    if isinstance(config, Stage2LoopConfig):
         return check_stage2(config, rows)
     if isinstance(config, Stage1Config):
         return check_stage1(config, rows, summary)

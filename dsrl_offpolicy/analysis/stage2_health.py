@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.analysis.run_folder import RATES
 from dsrl_offpolicy.analysis.verdict import (
     ENOUGH_ROWS,
@@ -18,7 +19,7 @@ from dsrl_offpolicy.analysis.verdict import (
     range_of_returns,
     too_early,
 )
-from dsrl_offpolicy.configs.jobs import Stage2Config
+from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
 from dsrl_offpolicy.files.metrics import rows_of
 from dsrl_offpolicy.models.latent_policy import LOG_SIGMA_MAX
 
@@ -55,13 +56,17 @@ KL_OVERSHOOT, LEAST_KL, FALLING = 3.0, 1.0, 0.9
 MOVED_KL = 1e-3
 """Nats from the prior below which a policy is the prior."""
 
-CRITIC = ("gradient_steps", "env_steps", "macro_steps", "td_error", "q_mean", "utd_effective", "buffer_size")
+LOOP = ("gradient_steps", "env_steps", "macro_steps", "utd_effective", "buffer_size")
+CRITIC = (*LOOP, "td_error", "q_mean")
 ACTOR = (*CRITIC, "actor_loss", "alpha", "entropy", "kl")
 
 
-def check_stage2(config: Stage2Config, rows: Sequence[Row]) -> list[Verdict]:
-    """The verdicts on the rows of a run so far."""
+def check_stage2(config: Stage2LoopConfig, rows: Sequence[Row]) -> list[Verdict]:
+    """The verdicts on the rows of a run so far; of an algorithm without the settings of SAC, on its loop alone."""
     evaluations = rows_of(rows, "eval", RATES)
+    if not isinstance(config, Stage2Config):
+        rows = rows_of(rows, "train", LOOP)
+        return [*(check(config, rows) for check in (warmup, buffer, utd_effective)), success(evaluations)]
     rows = rows_of(rows, "train", CRITIC)
     acting = _acting(rows)
     return [
@@ -288,7 +293,7 @@ def _distance_to_target(config: Stage2Config, rows: Sequence[Row]) -> float:
     return 0.0 if distance <= NEAR * abs(wanted) else distance
 
 
-def warmup(config: Stage2Config, rows: Sequence[Row]) -> Verdict:
+def warmup(config: Stage2LoopConfig, rows: Sequence[Row]) -> Verdict:
     """The first gradient steps find at least one batch of different transitions."""
     expected = f"at least batch_size = {config.batch_size} macro-transitions"
     if not rows:
@@ -301,7 +306,7 @@ def warmup(config: Stage2Config, rows: Sequence[Row]) -> Verdict:
     )
 
 
-def buffer(config: Stage2Config, rows: Sequence[Row]) -> Verdict:
+def buffer(config: Stage2LoopConfig, rows: Sequence[Row]) -> Verdict:
     """The buffer fills, and its capacity holds more than a few batches."""
     needed = LEAST_BATCHES * config.batch_size
     expected = f"grows, and holds {needed} macro-transitions ({LEAST_BATCHES} batches) before old ones are dropped"
@@ -314,7 +319,7 @@ def buffer(config: Stage2Config, rows: Sequence[Row]) -> Verdict:
     return judge("buffer", ok, text, expected, remedy, size=size, stored=stored)
 
 
-def utd_effective(config: Stage2Config, rows: Sequence[Row]) -> Verdict:
+def utd_effective(config: Stage2LoopConfig, rows: Sequence[Row]) -> Verdict:
     """Gradient steps per stored macro-transition, but for those that the last vector step earned."""
     expected = f"utd_ratio = {config.utd_ratio:g}"
     if not rows:

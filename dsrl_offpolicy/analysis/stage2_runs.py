@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.analysis.run_folder import RATES, RunFolder, read_runs
 from dsrl_offpolicy.analysis.verdict import Row
-from dsrl_offpolicy.configs.jobs import Stage2Config
+from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
 from dsrl_offpolicy.configs.loading import to_plain
 from dsrl_offpolicy.errors import InputError
 
@@ -35,7 +36,8 @@ def read_run(folder: Path) -> RunFolder:
     unnamed = [name for name in run.settings if not isinstance(name, str)]
     if unnamed:
         raise InputError(f"{run.path / 'config.yaml'}: expected settings by name, got {unnamed[0]!r}")
-    settings = {**to_plain(Stage2Config()), **run.settings}
+    defaults = Stage2Config() if run.settings.get("algo", "sac") == "sac" else Stage2LoopConfig()
+    settings = {**to_plain(defaults), **run.settings}
     if type(settings["seed"]) is not int:
         raise InputError(f"{run.path / 'config.yaml'}: expected a whole number as seed, got {settings['seed']}")
     if not run.evaluations:

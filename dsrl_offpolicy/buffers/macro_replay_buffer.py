@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dsrl_offpolicy.contracts import MacroBatch
+from dsrl_offpolicy.contracts import MacroBatch, MacroTransitions
 from dsrl_offpolicy.errors import InputError, NonFiniteError
 
 
@@ -63,18 +62,7 @@ class MacroReplayBuffer:
     def __len__(self) -> int:
         return self.size
 
-    def add(
-        self,
-        *,
-        obs_features: Float[Tensor, "E D"],
-        latent: Float[Tensor, "E L"],
-        reward: Float[Tensor, " E"],
-        next_obs_features: Float[Tensor, "E D"],
-        terminated: Bool[Tensor, " E"],
-        truncated: Bool[Tensor, " E"],
-        n_steps: Int[Tensor, " E"],
-        gamma: float,
-    ) -> None:
+    def add(self, transitions: MacroTransitions, *, gamma: float) -> None:
         """Store E transitions; the oldest make room.
 
         The discount is ``gamma^n * (1 - terminated)``: a truncated transition bootstraps from its
@@ -83,23 +71,15 @@ class MacroReplayBuffer:
         Raises:
             NonFiniteError: in features, latents or rewards; nothing is stored.
         """
-        added = {
-            "obs_features": obs_features,
-            "latent": latent,
-            "reward": reward,
-            "discount": gamma ** n_steps.to(torch.float32) * (~terminated),
-            "next_obs_features": next_obs_features,
-            "terminated": terminated,
-            "truncated": truncated,
-            "n_steps": n_steps,
-        }
+        discount = gamma ** transitions.n_steps.to(torch.float32) * ~transitions.terminated
+        added = {name: discount if name == "discount" else getattr(transitions, name) for name in self._FIELDS}
         for name in ("obs_features", "latent", "reward", "next_obs_features"):
             if not bool(torch.isfinite(added[name]).all()):
                 raise NonFiniteError(
                     f"replay buffer: expected finite numbers, got NaN or infinity in {name}",
                     {"transitions": added},
                 )
-        count = len(reward)
+        count = len(discount)
         index = (self.total_added + torch.arange(count, device=self.device)) % self.capacity
         for name, value in added.items():
             column: Tensor = getattr(self, name)

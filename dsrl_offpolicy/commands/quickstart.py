@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.analysis.curves import plot_stage2_run
 from dsrl_offpolicy.analysis.run_folder import read_runs
 from dsrl_offpolicy.commands import demos as generate_demos
@@ -23,7 +24,6 @@ from dsrl_offpolicy.configs.jobs import (
     QuickstartConfig,
     Stage0Config,
     Stage1Config,
-    Stage2Config,
 )
 from dsrl_offpolicy.configs.loading import override
 from dsrl_offpolicy.errors import InputError

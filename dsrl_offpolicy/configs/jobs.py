@@ -34,6 +34,7 @@ from dsrl_offpolicy.configs.shared import (
     BasePolicyConfig,
     EvaluationConfig,
     JobConfig,
+    LatentCriticConfig,
     OfflineConfig,
     ResumableConfig,
     SimulatorConfig,
@@ -159,7 +160,7 @@ class Stage0Config(OfflineConfig, SimulatorConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage1Config(OfflineConfig, EvaluationConfig, SteeringConfig, BasePolicyConfig):
+class Stage1Config(OfflineConfig, EvaluationConfig, SteeringConfig, LatentCriticConfig, BasePolicyConfig):
     """dsrl stage1: warm-start of the latent policy by advantage-weighted likelihood, offline."""
 
     kind: ClassVar[RunKind] = "stage1"
@@ -213,10 +214,12 @@ class Stage1Config(OfflineConfig, EvaluationConfig, SteeringConfig, BasePolicyCo
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage2Config(TrackedConfig, ResumableConfig, EvaluationConfig, SteeringConfig, BasePolicyConfig):
-    """dsrl stage2: online SAC in the latent space of the frozen base policy."""
+class Stage2LoopConfig(TrackedConfig, ResumableConfig, EvaluationConfig, SteeringConfig, BasePolicyConfig):
+    """What Stage 2 has whichever algorithm learns; the algorithm's own ``Config`` comes beside it."""
 
     kind: ClassVar[RunKind] = "stage2"
+    algo: str = "sac"
+    """Algorithm: sac, or module:Class of your own."""
     save_freq: StepsOrNone = 10000
     """Env steps between two saves of the whole run; 0 saves it only when it ends or is stopped."""
     stage1_checkpoint: Path | None = None
@@ -241,30 +244,10 @@ class Stage2Config(TrackedConfig, ResumableConfig, EvaluationConfig, SteeringCon
     """Compile the learner (torch.compile): auto for runs long enough to win back the time that takes."""
     replay_buffer_size: Capacity = 100000
     """Capacity in macro-transitions."""
-    actor_lr: Positive = 1e-4
-    """Learning rate of the latent policy."""
-    critic_lr: Positive = 3e-4
-    """Learning rate of Q^W."""
-    temp_lr: Positive = 1e-4
-    """Learning rate of log alpha."""
     anneal_from: Share = 1.0
     """Fraction of total_timesteps from which actor_lr and critic_lr fall linearly to 0; 1 keeps them."""
     gamma: Rate = 0.99
     """Discount per env step."""
-    tau: Rate = 0.005
-    """Polyak rate of the target networks."""
-    regularizer: Literal["entropy", "kl"] = "entropy"
-    """Entropy bonus (SAC), or anchoring to the prior."""
-    init_temperature: NotNegative = 0.1
-    """alpha at the start."""
-    learn_temperature: bool = True
-    """Adjust alpha to the target."""
-    target_entropy: Finite | Literal["auto"] = "auto"
-    """Nats of w; auto is -0.5 * latent_dim."""
-    target_kl: NotNegative = 10.0
-    """Nats from the prior that regularizer=kl allows."""
-    backup_entropy: bool = True
-    """Count the regulariser in the TD target."""
     reward_mode: RewardMode = "sparse"
     """-1 per env step until success, or the simulator's dense reward."""
     reward_scale: Positive = 1.0

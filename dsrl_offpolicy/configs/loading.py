@@ -26,12 +26,12 @@ YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeErro
 MAY_BE_INFINITE = ("action_magnitude", "advantage_temperature")
 
 
-def parse_job(job: type[Config], shipped_yaml: str, prog: str, argv: Sequence[str]) -> Config:
+def parse_job(job: type[Config], shipped_yaml: str | None, prog: str, argv: Sequence[str]) -> Config:
     """The config of one job.
 
     Args:
         job: its dataclass.
-        shipped_yaml: file name beside this module; read first.
+        shipped_yaml: file name beside this module; read first. None: the defaults are the dataclass's alone.
         prog: how the command is called, for ``--help``.
         argv: flags. ``--config FILE`` names a YAML file that is read second.
 
@@ -46,10 +46,13 @@ def parse_job(job: type[Config], shipped_yaml: str, prog: str, argv: Sequence[st
     return _with_flags(override(job, shipped_yaml, values, str(user_yaml)), flags, prog)
 
 
-def override(job: type[Config], shipped_yaml: str, values: Mapping[Any, Any], where: str) -> Config:
+def override(job: type[Config], shipped_yaml: str | None, values: Mapping[Any, Any], where: str) -> Config:
     """A job's config from its shipped YAML and a mapping of overrides (as a quickstart section gives them)."""
-    shipped = resources.files("dsrl_offpolicy.configs").joinpath(shipped_yaml).read_text()
-    return _checked(job, {**_mapping(shipped, shipped_yaml), **values}, where)
+    shipped: dict[Any, Any] = {}
+    if shipped_yaml is not None:
+        text = resources.files("dsrl_offpolicy.configs").joinpath(shipped_yaml).read_text()
+        shipped = _mapping(text, shipped_yaml)
+    return _checked(job, {**shipped, **values}, where)
 
 
 def read_settings(path: Path) -> dict[Any, Any]:

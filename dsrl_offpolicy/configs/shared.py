@@ -105,6 +105,12 @@ class SteeringConfig:
     """b of w = b tanh(u / b); inf is the plain Gaussian."""
     actor_hidden_dims: Widths = (256, 256, 256)
     """Widths of the latent policy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentCriticConfig:
+    """Shape of Q^W."""
+
     critic_hidden_dims: Widths = (256, 256, 256)
     """Widths of Q^W."""
     num_critics: Count = 2

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
-from dsrl_offpolicy.contracts import BasePolicy, Encoding, LatentSource, observation_tensors
+from dsrl_offpolicy.contracts import BasePolicy, Encoding, LatentSource, MacroTransitions, observation_tensors
 from dsrl_offpolicy.envs.family import MacroVectorEnv
 from dsrl_offpolicy.errors import NonFiniteError
 from dsrl_offpolicy.models.latent_layout import LatentLayout
@@ -22,20 +21,24 @@ from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED
 
 
 @dataclass(frozen=True)
-class Collected:
-    """What one vector macro-step brought.
+class Collected(MacroTransitions):
+    """What one vector macro-step brought: a macro-transition per environment that was not lost, and its news.
 
     Attributes:
-        transitions: macro-transitions stored (one per environment that was not lost).
-        env_steps: primitive steps, summed over environments.
         finished: for each episode that ended: (success_once, return, env steps).
         lost: macro-steps dropped because their environment process died or hung.
     """
 
-    transitions: int
-    env_steps: int
     finished: list[tuple[bool, float, int]]
-    lost: int = 0
+    lost: int
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+    @property
+    def env_steps(self) -> int:
+        """Primitive steps, summed over environments."""
+        return int(self.n_steps.sum())
 
 
 @dataclass
@@ -48,15 +51,13 @@ class Episode:
 
 
 class Collector:
-    """Fills a buffer from vectorised macro-step environments.
+    """Act in vectorised macro-step environments and return what happened.
 
     Args:
         env: does not reset by itself; every ended episode is reset here, explicitly, after its true last
-            observation was stored.
+            observation was encoded.
         base_policy: encodes observations and decodes latents.
-        layout: which part of the noise is stored as the latent.
-        buffer: receives the transitions.
-        gamma: discount per env step.
+        layout: which part of the noise is returned as the latent.
         noise: generator of the standard-normal noise, on ``device``.
         starts: generator of the episodes' seeds.
         device: where the policies compute.
@@ -67,9 +68,7 @@ class Collector:
         env: MacroVectorEnv,
         base_policy: BasePolicy,
         layout: LatentLayout,
-        buffer: MacroReplayBuffer,
         *,
-        gamma: float,
         noise: torch.Generator,
         starts: np.random.Generator,
         device: torch.device | str = "cpu",
@@ -77,8 +76,6 @@ class Collector:
         self.env = env
         self.base_policy = base_policy
         self.layout = layout
-        self.buffer = buffer
-        self.gamma = gamma
         self.noise = noise
         self.starts = starts
         self.device = torch.device(device)
@@ -107,17 +104,26 @@ class Collector:
         self._send_chunks(chunk)
 
     def collect(self) -> Collected:
-        """Wait for the environments, store what happened, reset the ended and the lost episodes.
+        """Wait for the environments, reset the ended and the lost episodes, return what happened.
 
         Raises:
-            NonFiniteError: observations or rewards that are not finite; the macro-step is not stored.
+            NonFiniteError: observations that are not finite.
             InputError: an environment process that is lost again and again.
         """
         assert self._latent is not None, "collect() follows launch()"
         obs, reward, terminated, truncated, info = self.env.step_wait()
         encoding = self._encode(obs)
         lost = np.asarray(info.get("lost", np.zeros(self.env.num_envs, dtype=bool)))
-        self._store(np.flatnonzero(~lost), reward, encoding.features, terminated, truncated, info["n_steps"])
+        kept = self._tensor(np.flatnonzero(~lost), torch.int64)
+        happened = (
+            self._encoding.features[kept],
+            self._latent[kept],
+            self._tensor(reward, torch.float32)[kept],
+            encoding.features[kept],
+            self._tensor(terminated, torch.bool)[kept],
+            self._tensor(truncated, torch.bool)[kept],
+            self._tensor(info["n_steps"], torch.int32)[kept],
+        )
         ended = self._tensor(terminated | truncated, torch.bool).cpu().numpy()
         finished = [
             (bool(info["success_once"][i]), float(info["episode_return"][i]), int(info["episode_length"][i]))
@@ -132,24 +138,7 @@ class Collector:
             encoding = self._encode(obs)
         self._encoding = encoding
         self._latent = None
-        return Collected(int(np.sum(~lost)), int(np.sum(info["n_steps"])), finished, int(np.sum(lost)))
-
-    def _store(
-        self, kept: np.ndarray, reward: Any, next_features: Tensor, terminated: Any, truncated: Any, n_steps: Any
-    ) -> None:
-        """Add the macro-transitions of the slots ``kept`` to the buffer."""
-        assert self._latent is not None
-        index = self._tensor(kept, torch.int64)
-        self.buffer.add(
-            obs_features=self._encoding.features[index],
-            latent=self._latent[index],
-            reward=self._tensor(reward, torch.float32)[index],
-            next_obs_features=next_features[index],
-            terminated=self._tensor(terminated, torch.bool)[index],
-            truncated=self._tensor(truncated, torch.bool)[index],
-            n_steps=self._tensor(n_steps, torch.int32)[index],
-            gamma=self.gamma,
-        )
+        return Collected(*happened, finished, int(np.sum(lost)))
 
     def state_dict(self) -> dict[str, Any]:
         """What brings a new collector to this point, between launch and collect (:meth:`load_state_dict`)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dsrl_offpolicy.configs.jobs import Stage2Config
+from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
 from dsrl_offpolicy.configs.shared import SimulatorConfig
 from dsrl_offpolicy.contracts import PolicyInfo, RewardTerms
 from dsrl_offpolicy.envs.family import EnvFacts, find_family
@@ -76,7 +76,7 @@ def base_env_spec(
     )
 
 
-def training_env_spec(config: Stage2Config, info: PolicyInfo) -> EnvSpec:
+def training_env_spec(config: Stage2LoopConfig, info: PolicyInfo) -> EnvSpec:
     """The environment that Stage 2 learns in."""
     return task_env_spec(
         info,

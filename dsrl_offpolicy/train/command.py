@@ -19,6 +19,13 @@ Config = TypeVar("Config")
 
 
 def command(job: type[Config], shipped_yaml: str, name: str) -> Callable[[Callable[[Config], Any]], Callable]:
+    """:func:`parsed_command` of a job whose settings are always the same dataclass."""
+    return parsed_command(lambda argv: parse_job(job, shipped_yaml, name, argv), name)
+
+
+def parsed_command(
+    parse: Callable[[Sequence[str]], Config], name: str
+) -> Callable[[Callable[[Config], Any]], Callable]:
     """Turn a job ``run(config)`` into a ``main(argv)`` that returns an exit status.
 
     0 where the job ended well; 2, with one line on standard error, where something the user gave is wrong.
@@ -30,7 +37,7 @@ def command(job: type[Config], shipped_yaml: str, name: str) -> Callable[[Callab
             logging.getLogger("gymnasium").setLevel(logging.CRITICAL)
             threading.excepthook = _tell_unless_files
             try:
-                run(parse_job(job, shipped_yaml, name, sys.argv[1:] if argv is None else argv))
+                run(parse(sys.argv[1:] if argv is None else argv))
             except InputError as error:
                 print(f"{name}: error: {error}", file=sys.stderr)
                 return 2
@@ -56,7 +63,7 @@ def _tell_unless_files(args: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(args)
 
 
-def config_of_run(config: Config, shipped_yaml: str) -> Config:
+def config_of_run(config: Config, shipped_yaml: str | None) -> Config:
     """The settings of the run folder that ``config.resume`` names, or ``config`` where it names none.
 
     Raises:

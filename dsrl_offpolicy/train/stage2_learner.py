@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent
-from dsrl_offpolicy.configs.jobs import Stage2Config
+from dsrl_offpolicy.agents.stage2_config import find_algorithm
+from dsrl_offpolicy.agents.steering_agent import SteeringAgent
+from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
 from dsrl_offpolicy.contracts import BasePolicy
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import load_weights
@@ -16,7 +17,7 @@ from dsrl_offpolicy.train.start import build_layout, rewards_of
 from dsrl_offpolicy.train.steering_files import load_steering
 
 
-def build_agent(config: Stage2Config, base: BasePolicy, device: torch.device) -> DSRLSACAgent:
+def build_agent(config: Stage2LoopConfig, base: BasePolicy, device: torch.device) -> SteeringAgent:
     """The learner, from the prior or from Stage 1.
 
     Raises:
@@ -25,33 +26,24 @@ def build_agent(config: Stage2Config, base: BasePolicy, device: torch.device) ->
     if config.stage1_checkpoint is None and (config.init_critic or config.warmup_policy == "stage1"):
         flag = "init_critic" if config.init_critic else "warmup_policy stage1"
         raise InputError(f"--stage1_checkpoint: expected the checkpoint that --{flag} needs, got nothing")
-    agent = DSRLSACAgent(
+    agent = find_algorithm(config.algo)(
+        config,
         base.info.feature_dim,
         build_layout(base.info, config),
-        actor_hidden_dims=config.actor_hidden_dims,
-        critic_hidden_dims=config.critic_hidden_dims,
-        num_critics=config.num_critics,
-        critic_layer_norm=config.critic_layer_norm,
-        actor_lr=config.actor_lr,
-        critic_lr=config.critic_lr,
-        temp_lr=config.temp_lr,
-        polyak_tau=config.tau,
-        regularizer=config.regularizer,
-        init_temperature=config.init_temperature,
-        learn_temperature=config.learn_temperature,
-        target_entropy=None if config.target_entropy == "auto" else config.target_entropy,
-        target_kl=config.target_kl,
-        backup_entropy=config.backup_entropy,
         generator=torch_generator(config.seed, "stage2", device),
         device=device,
+        base=base,
     )
+    for flag in ("init_critic", "critic_burnin_steps"):
+        if agent.critic is None and getattr(config, flag):
+            raise InputError(f"{flag}: {config.algo} has no critic of latents; leave it out")
     if config.stage1_checkpoint is not None:
         _start_from_stage1(agent, config, config.stage1_checkpoint, base, device)
     return agent
 
 
 def _start_from_stage1(
-    agent: DSRLSACAgent, config: Stage2Config, path: Path, base: BasePolicy, device: torch.device
+    agent: SteeringAgent, config: Stage2LoopConfig, path: Path, base: BasePolicy, device: torch.device
 ) -> None:
     policy, content = load_steering(path, "stage1", "stage1_checkpoint", base, device)
     if policy.layout != agent.layout:
@@ -60,7 +52,7 @@ def _start_from_stage1(
             f"{agent.layout.magnitude}, got {policy.layout.mode} and {policy.layout.magnitude}"
         )
     load_weights(agent.actor, policy.state_dict(), "stage1_checkpoint: policy (actor_hidden_dims)")
-    if not config.init_critic:
+    if not config.init_critic or agent.critic is None:
         return
     if "critic" not in content:
         raise InputError("stage1_checkpoint: expected a distilled Q^W (stage1 --distill_q), got none")

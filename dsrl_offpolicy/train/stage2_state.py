@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
-from dsrl_offpolicy.configs.jobs import Stage2Config
+from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
 from dsrl_offpolicy.contracts import BasePolicy
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.plain import check_fields, reading, shown
@@ -152,7 +152,7 @@ class Stage2State(Resumable):
         return same
 
 
-def _check_counters(content: Mapping[str, Any], where: str, config: Stage2Config) -> None:
+def _check_counters(content: Mapping[str, Any], where: str, config: Stage2LoopConfig) -> None:
     """Numbers that would make the rest of the run another length."""
     with reading(f"{where}: counters", f"the counters {', '.join(f.name for f in fields(Counters))}"):
         found = Counters(**content["counters"])
@@ -166,7 +166,7 @@ def _check_counters(content: Mapping[str, Any], where: str, config: Stage2Config
 
 
 def _check_collector(
-    state: Mapping[str, Any], where: str, config: Stage2Config, base: BasePolicy, device: str
+    state: Mapping[str, Any], where: str, config: Stage2LoopConfig, base: BasePolicy, device: str
 ) -> None:
     check_fields(state, COLLECTOR, where)
     if len(state["episodes"]) != config.num_envs:

@@ -1,11 +1,11 @@
-"""``dsrl stage2``: improve the latent policy online with SAC over macro-steps."""
+"""``dsrl stage2``: improve the latent policy online, with SAC or another algorithm, over macro-steps."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -13,31 +13,31 @@ from typing import Any
 
 import torch
 
-from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
+from dsrl_offpolicy.agents.stage2_config import chosen_algorithm, shipped_yaml, stage2_config
+from dsrl_offpolicy.agents.steering_agent import Update
 from dsrl_offpolicy.analysis.curves import plot_stage2_run
 from dsrl_offpolicy.analysis.live import HealthMonitor
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
-from dsrl_offpolicy.configs.jobs import Stage2Config
+from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
+from dsrl_offpolicy.configs.loading import parse_job
 from dsrl_offpolicy.contracts import LatentSource, MacroBatch
 from dsrl_offpolicy.envs.family import MacroVectorEnv
 from dsrl_offpolicy.envs.vector import make_evaluation_env, make_vector_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import EvaluationSummary
-from dsrl_offpolicy.models.latent_sources import policy_source, squashed_prior_source
+from dsrl_offpolicy.models.latent_sources import squashed_prior_source
 from dsrl_offpolicy.rollouts.collector import Collected, Collector
 from dsrl_offpolicy.seeding import numpy_generator, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.tracking.run import Run
 from dsrl_offpolicy.train.base_env import base_env_spec, check_fit, training_env_spec
 from dsrl_offpolicy.train.choosing import Best, evaluate
-from dsrl_offpolicy.train.command import command, config_of_run
+from dsrl_offpolicy.train.command import config_of_run, parsed_command
 from dsrl_offpolicy.train.run import STAGE2, TrainingRun, run_folder, training_run
 from dsrl_offpolicy.train.stage2_learner import build_agent
 from dsrl_offpolicy.train.stage2_state import Counters, Stage2State
 from dsrl_offpolicy.train.start import load_base, note_other_task, note_unknown_rewards, rewards_of, start_torch
 from dsrl_offpolicy.train.steering_files import save_steering
-
-GradientStep = Callable[..., dict[str, torch.Tensor]]
 
 COMPILE_FROM = 10_000
 """Planned gradient steps from which ``compile=auto`` compiles (docs/performance.md)."""
@@ -50,7 +50,7 @@ class Stage2:
         config: its settings; ``resume`` names the folder of an interrupted run of them, which goes on.
     """
 
-    def __init__(self, config: Stage2Config) -> None:
+    def __init__(self, config: Stage2LoopConfig) -> None:
         self.config = config
         self.device = device = start_torch(config)
         self.base = load_base(config, device)
@@ -69,7 +69,7 @@ class Stage2:
             device=device,
         )
         self.collector: Collector | None = None
-        self.gradient_step: GradientStep | None = None
+        self.gradient_step: Update | None = None
         self.counters = Counters()
         self.recent: deque[bool] = deque(maxlen=50)
         self.best = Best()
@@ -115,7 +115,7 @@ class Stage2:
             act, finished = run.resumed is None, False
             while not finished:
                 if act:
-                    self._count(collector.collect())
+                    self._store(collector.collect())
                     collector.launch(self._acting())
                 act, finished = True, counters.env_steps >= config.total_timesteps
                 if eval_env is not None and not finished and counters.env_steps >= self.next_evaluation:
@@ -137,14 +137,15 @@ class Stage2:
         config = self.config
         if self.counters.env_steps < config.warmup_steps and config.warmup_policy == "prior":
             return squashed_prior_source(self.agent.layout)
-        return policy_source(self.agent.actor, deterministic=False)
+        return self.agent.source()
 
-    def _count(self, collected: Collected) -> None:
+    def _store(self, collected: Collected) -> None:
         counters = self.counters
+        self.buffer.add(collected, gamma=self.config.gamma)
         if counters.env_steps >= self.config.warmup_steps:
-            counters.earning_transitions += collected.transitions
+            counters.earning_transitions += len(collected)
         counters.env_steps += collected.env_steps
-        counters.macro_steps += collected.transitions
+        counters.macro_steps += len(collected)
         counters.episodes += len(collected.finished)
         counters.lost_macro_steps += collected.lost
         self.recent.extend(success for success, _, _ in collected.finished)
@@ -186,7 +187,7 @@ class Stage2:
         if env is self.collector.env:  # an exclusive family
             self._count(self.collector.lend())
         config, axes = self.config, self.counters.axes
-        policy = policy_source(self.agent.actor, deterministic=config.eval_deterministic)
+        policy = self.agent.source(config.eval_deterministic)
         self.last_evaluation = summary = evaluate(run, env, self.base, policy, config.eval_episodes, self.device)
         self.health.observe(run.tracker.log("eval", summary.row(), axes))
         if self.best.improved_by(summary):
@@ -211,7 +212,8 @@ class Stage2:
         }
         row = tracker.log("train", {**metrics, **training, **rates}, counters.axes)
         self.health.observe(row)
-        shown = {"success": row["train_success"], "q_mean": row["q_mean"], "alpha": row.get("alpha", "-")}
+        judged = {name: row.get(name, "-") for name in self.agent.judged_by[:2]}
+        shown = {"success": row["train_success"], **judged}
         shown |= {"env/s": rates["env_steps_per_s"], "grad/s": rates["gradient_steps_per_s"]}
         progress.report(counters.env_steps, shown)
 
@@ -227,13 +229,16 @@ class Stage2:
         planned = config.critic_burnin_steps + macro_steps * config.utd_ratio
         return config.compile == "on" or (config.compile == "auto" and planned >= COMPILE_FROM)
 
-    def _compiled(self, run: TrainingRun) -> GradientStep:
+    def _compiled(self, run: TrainingRun) -> Update:
         """The learner's update, compiled; a machine without a compiler is told and goes on without."""
         start = time.monotonic()
         try:
-            compiled = run.waiting_for(lambda: CompiledUpdate(self.agent, self.config.batch_size))
+            compiled = run.waiting_for(lambda: self.agent.compiled(self.config.batch_size))
         except RuntimeError as error:
             print(f"note: the learner runs uncompiled, torch.compile failed: {str(error)[:200]}", file=sys.stderr)
+            return self.agent.update
+        if compiled is None:
+            print(f"note: the learner runs uncompiled: {self.config.algo} has no compiled update", file=sys.stderr)
             return self.agent.update
         took = time.monotonic() - start
         print(f"stage2: learner compiled in {took:.1f} s (torch keeps it for the next run)", file=sys.stderr)
@@ -259,8 +264,6 @@ class Stage2:
             env,
             self.base,
             self.agent.layout,
-            self.buffer,
-            gamma=config.gamma,
             noise=torch_generator(config.seed, "behaviour", self.device),
             starts=numpy_generator(config.seed, "training_starts"),
             device=self.device,
@@ -277,16 +280,22 @@ class Stage2:
         }
 
 
-def run(config: Stage2Config) -> Path:
+def settings(argv: Sequence[str]) -> Stage2LoopConfig:
+    """The settings of the loop and of the algorithm that ``argv`` chooses."""
+    algo = chosen_algorithm(argv)
+    return parse_job(stage2_config(algo), shipped_yaml(algo), "dsrl stage2", argv)
+
+
+def run(config: Stage2LoopConfig) -> Path:
     """Train, or go on with an interrupted run. Returns the run folder."""
     if config.resume is None and config.warmup_steps >= config.total_timesteps:
         raise InputError(
             f"warmup_steps: expected below total_timesteps {config.total_timesteps}, got {config.warmup_steps}"
         )
-    return Stage2(config_of_run(config, "stage2_online.yaml")).run()
+    return Stage2(config_of_run(config, shipped_yaml(config.algo))).run()
 
 
-main = command(Stage2Config, "stage2_online.yaml", "dsrl stage2")(run)
+main = parsed_command(settings, "dsrl stage2")(run)
 
 if __name__ == "__main__":
     sys.exit(main())

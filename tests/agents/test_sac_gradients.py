@@ -110,7 +110,7 @@ def test_critic_loss_trains_the_online_critics_alone(regularizer: str) -> None:
 
 
 def test_targets_follow_by_polyak_after_the_critic_step() -> None:
-    agent = steep_sac("kl", polyak_tau=0.25)
+    agent = steep_sac("kl", tau=0.25)
     targets = parameters_of(agent.critic.target)
     agent.update(random_batch(16, 2, 2), update_actor=False)
     online = parameters_of(agent.critic.online)

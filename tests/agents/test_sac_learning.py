@@ -32,13 +32,15 @@ def train_on_toy(agent: DSRLSACAgent, iterations: int) -> None:
         reward = toy_reward(features, base.decode(Encoding(features), TOY.expand(latent, noise)))
         ended = torch.ones(count, dtype=torch.bool)
         buffer.add(
-            obs_features=features,
-            latent=latent,
-            reward=reward,
-            next_obs_features=features,
-            terminated=ended,
-            truncated=~ended,
-            n_steps=torch.ones(count, dtype=torch.int64),
+            MacroTransitions(
+                obs_features=features,
+                latent=latent,
+                reward=reward,
+                next_obs_features=features,
+                terminated=ended,
+                truncated=~ended,
+                n_steps=torch.ones(count, dtype=torch.int64),
+            ),
             gamma=0.9,
         )
         agent.update(buffer.sample(64))
@@ -90,7 +92,7 @@ def test_sac_carries_reward_back_over_macro_steps() -> None:
         actor_lr=3e-3,
         critic_lr=3e-3,
         init_temperature=0.02,
-        polyak_tau=0.05,
+        tau=0.05,
         backup_entropy=False,
     )
     generator = seeded(1)
@@ -101,13 +103,15 @@ def test_sac_carries_reward_back_over_macro_steps() -> None:
     reward = (~first & (latent[:, 0] < -1)).float()
     buffer = MacroReplayBuffer(2000, 1, 1, generator=seeded(2))
     buffer.add(
-        obs_features=features,
-        latent=latent,
-        reward=reward,
-        next_obs_features=-features,
-        terminated=~onward,
-        truncated=torch.zeros(2000, dtype=torch.bool),
-        n_steps=torch.full((2000,), 2),
+        MacroTransitions(
+            obs_features=features,
+            latent=latent,
+            reward=reward,
+            next_obs_features=-features,
+            terminated=~onward,
+            truncated=torch.zeros(2000, dtype=torch.bool),
+            n_steps=torch.full((2000,), 2),
+        ),
         gamma=0.9,
     )
     for _ in range(400):

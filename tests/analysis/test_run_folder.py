@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from run_rows import KL_RUN, STAGE1_RUN, stage1_rows, stage2_rows, write_run
 
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.analysis.run_folder import read_runs
-from dsrl_offpolicy.configs.jobs import EvalConfig, QuickstartConfig, Stage0Config, Stage2Config
+from dsrl_offpolicy.configs.jobs import EvalConfig, QuickstartConfig, Stage0Config
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.metrics import group_of, rows_of
 from dsrl_offpolicy.tracking.run import Run

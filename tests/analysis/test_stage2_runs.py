@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.analysis.run_folder import RunFolder
 from dsrl_offpolicy.analysis.stage2_runs import differing_settings, group_runs
-from dsrl_offpolicy.configs.jobs import Stage2Config
 from dsrl_offpolicy.configs.loading import to_plain
 from dsrl_offpolicy.errors import InputError
 

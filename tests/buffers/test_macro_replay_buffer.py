@@ -11,6 +11,7 @@ from tiny_agents import seeded
 
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
+from dsrl_offpolicy.contracts import MacroTransitions
 from dsrl_offpolicy.errors import InputError
 
 
@@ -30,13 +31,15 @@ def store(
     """Store one transition per name; every field of it can be told from its name."""
     count, name = len(names), torch.tensor(names)
     buffer.add(
-        obs_features=name[:, None].expand(count, 2),
-        latent=name[:, None].expand(count, 3) + 100,
-        reward=name + 200,
-        next_obs_features=name[:, None].expand(count, 2) + 300,
-        terminated=torch.tensor(terminated or [False] * count),
-        truncated=torch.tensor(truncated or [False] * count),
-        n_steps=torch.tensor(n_steps or [1] * count),
+        MacroTransitions(
+            obs_features=name[:, None].expand(count, 2),
+            latent=name[:, None].expand(count, 3) + 100,
+            reward=name + 200,
+            next_obs_features=name[:, None].expand(count, 2) + 300,
+            terminated=torch.tensor(terminated or [False] * count),
+            truncated=torch.tensor(truncated or [False] * count),
+            n_steps=torch.tensor(n_steps or [1] * count),
+        ),
         gamma=gamma,
     )
 
@@ -211,7 +214,13 @@ def test_non_finite_numbers_are_refused_and_leave_the_buffer_alone(field: str, b
     flags = torch.zeros(2, dtype=torch.bool)
     with pytest.raises(InputError, match="expected finite"):
         buffer.add(
-            **values, terminated=flags, truncated=flags, n_steps=torch.ones(2, dtype=torch.int64), gamma=0.9
+            MacroTransitions(
+                **values,
+                terminated=flags,
+                truncated=flags,
+                n_steps=torch.ones(2, dtype=torch.int64),
+            ),
+            gamma=0.9,
         )
     assert len(buffer) == 1
     assert buffer.total_added == 1

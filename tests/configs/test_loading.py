@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import dsrl_offpolicy
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.cli import COMMANDS
 from dsrl_offpolicy.commands.quickstart import SCALED
 from dsrl_offpolicy.configs import jobs
@@ -22,7 +23,7 @@ JOBS = {
     "demos.yaml": jobs.DemosConfig,
     "stage0_pretrain.yaml": jobs.Stage0Config,
     "stage1_offline.yaml": jobs.Stage1Config,
-    "stage2_online.yaml": jobs.Stage2Config,
+    "stage2_online.yaml": Stage2Config,
     "eval.yaml": jobs.EvalConfig,
     "quickstart.yaml": jobs.QuickstartConfig,
     "doctor_env.yaml": jobs.DoctorEnvConfig,
@@ -83,15 +84,15 @@ def test_hyperparameters_of_the_seed_document_have_their_names_and_defaults(name
 
 
 def test_target_entropy_is_auto_by_default_and_can_be_said():
-    default = parse_job(jobs.Stage2Config, "stage2_online.yaml", "dsrl", [])
-    said = parse_job(jobs.Stage2Config, "stage2_online.yaml", "dsrl", ["--target_entropy", "auto"])
+    default = parse_job(Stage2Config, "stage2_online.yaml", "dsrl", [])
+    said = parse_job(Stage2Config, "stage2_online.yaml", "dsrl", ["--target_entropy", "auto"])
     assert said == default
-    number = parse_job(jobs.Stage2Config, "stage2_online.yaml", "dsrl", ["--target_entropy", "-3.5"])
+    number = parse_job(Stage2Config, "stage2_online.yaml", "dsrl", ["--target_entropy", "-3.5"])
     assert number.target_entropy == -3.5
 
 
-def _stage2(*argv: str) -> jobs.Stage2Config:
-    return parse_job(jobs.Stage2Config, "stage2_online.yaml", "dsrl stage2", argv)
+def _stage2(*argv: str) -> Stage2Config:
+    return parse_job(Stage2Config, "stage2_online.yaml", "dsrl stage2", argv)
 
 
 def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path):

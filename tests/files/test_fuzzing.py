@@ -23,11 +23,11 @@ import yaml
 from fuzzed_demos import META, make, read_all
 from mutations import ODD_VALUES, damaged, restructured
 
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.base_policies.loading import load_base_policy
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
 from dsrl_offpolicy.commands import checkpoint as inspect_checkpoint
-from dsrl_offpolicy.configs.jobs import Stage2Config
 from dsrl_offpolicy.configs.loading import parse_job, to_plain
 from dsrl_offpolicy.contracts import Encoding
 from dsrl_offpolicy.errors import InputError

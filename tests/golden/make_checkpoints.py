@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.base_policies.loading import load_base_policy
 from dsrl_offpolicy.commands import demos as generate_demos
-from dsrl_offpolicy.configs.jobs import DemosConfig, Stage0Config, Stage1Config, Stage2Config
+from dsrl_offpolicy.configs.jobs import DemosConfig, Stage0Config, Stage1Config
 from dsrl_offpolicy.contracts import Encoding
 from dsrl_offpolicy.files.formats import FORMAT_VERSION
 from dsrl_offpolicy.train import pretrain_stage0, train_stage1_offline, train_stage2_online

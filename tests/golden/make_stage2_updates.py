@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent, Regularizer
+from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent, Regularizer, SACConfig
 from dsrl_offpolicy.contracts import MacroBatch
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 
@@ -26,9 +26,7 @@ REGULARIZERS: tuple[Regularizer, ...] = ("entropy", "kl")
 def make_agent(regularizer: Regularizer) -> DSRLSACAgent:
     """The learner at its start."""
     torch.manual_seed(0)
-    return DSRLSACAgent(
-        FEATURES,
-        LAYOUT,
+    config = SACConfig(
         actor_hidden_dims=(24, 24),
         critic_hidden_dims=(24, 24),
         num_critics=2,
@@ -36,15 +34,14 @@ def make_agent(regularizer: Regularizer) -> DSRLSACAgent:
         actor_lr=1e-3,
         critic_lr=3e-3,
         temp_lr=1e-2,
-        polyak_tau=0.05,
+        tau=0.05,
         regularizer=regularizer,
         init_temperature=0.5,
         learn_temperature=True,
-        target_entropy=None,
         target_kl=0.5,
         backup_entropy=True,
-        generator=torch.Generator().manual_seed(1),
     )
+    return DSRLSACAgent(config, FEATURES, LAYOUT, generator=torch.Generator().manual_seed(1))
 
 
 def make_batch(seed: int) -> MacroBatch:

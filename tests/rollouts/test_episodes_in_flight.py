@@ -40,7 +40,7 @@ def make_collector(env, seed: int) -> tuple[Collector, MacroReplayBuffer]:
         100, policy.info.feature_dim, layout.dim, generator=torch.Generator().manual_seed(0)
     )
     noise, starts = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-    return Collector(env, policy, layout, buffer, gamma=0.9, noise=noise, starts=starts), buffer
+    return Collector(env, policy, layout, noise=noise, starts=starts), buffer
 
 
 @pytest.mark.parametrize(
@@ -58,13 +58,13 @@ def test_episodes_of_different_ages_are_played_again_to_the_bit(env_id: str, req
         for step in range(8):  # episodes of 5 chunks: both have ended once and are in flight again
             collector.launch(prior_source())
             if step == 3:
-                collector.collect()
+                buffer.add(collector.collect(), gamma=0.9)
                 seeds = collector._draw_seeds()
                 obs, _ = env.reset(seed=seeds, options={"reset_mask": np.array([False, True])})
                 collector._episodes[1].seed, collector._episodes[1].chunks = seeds[1], []
                 collector._features = collector._encode(obs)
             else:
-                collector.collect()
+                buffer.add(collector.collect(), gamma=0.9)
         collector.launch(prior_source())
         torch.save(collector.state_dict(), tmp_path / "state.pt")
         state = torch.load(tmp_path / "state.pt", weights_only=True)
@@ -73,8 +73,8 @@ def test_episodes_of_different_ages_are_played_again_to_the_bit(env_id: str, req
         assert other.load_state_dict(state)
         before = buffer.total_added
         for _ in range(7):  # the rest of these episodes, and the next ones
-            for taker in (collector, other):
-                taker.collect()
+            for taker, taken in ((collector, buffer), (other, other_buffer)):
+                taken.add(taker.collect(), gamma=0.9)
                 taker.launch(prior_source())
         rows, others = buffer.rows(before, before + 14), other_buffer.rows(0, 14)
         for name, column in rows.items():
@@ -100,7 +100,8 @@ def test_a_simulator_that_does_not_repeat_itself_begins_anew() -> None:
         assert not other.load_state_dict(state)
         seed = other._episodes[0].seed
         other.launch(prior_source())
-        assert other.collect().transitions == 1
+        buffer.add(other.collect(), gamma=0.9)
+        assert len(buffer) == 1
         obs, _ = env.reset(seed=[seed])  # the transition begins at a true start, with its own action
         assert torch.equal(buffer.obs_features[0], torch.as_tensor(obs[0]).flatten().float())
         assert buffer.n_steps[0].item() == HORIZON

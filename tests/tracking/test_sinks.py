@@ -14,7 +14,8 @@ import pytest
 from csv_logger import CsvSink
 from tiny_worlds import TASK, TINY_WIDTHS, snapshot
 
-from dsrl_offpolicy.configs.jobs import EvalConfig, Stage0Config, Stage2Config
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
+from dsrl_offpolicy.configs.jobs import EvalConfig, Stage0Config
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.metrics import Group, read_metrics
 from dsrl_offpolicy.tracking.run import Run

@@ -16,7 +16,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_worlds import snapshot
 
-from dsrl_offpolicy.configs.jobs import Stage2Config
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.configs.loading import parse_job
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.tracking.progress import ProgressReport
