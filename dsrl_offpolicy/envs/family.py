@@ -206,10 +206,7 @@ def find_family(env_id: str, family: str = "auto") -> EnvFamily:
     """
     asked: list[EnvFamily] = []
     for name in ENV_FAMILIES.names() if family == "auto" else [family]:
-        kind = ENV_FAMILIES.find(name, "env_family")
-        if not (isinstance(kind, type) and issubclass(kind, EnvFamily)):
-            raise InputError(f"env_family: expected a subclass of envs.family.EnvFamily, {name} is none")
-        found = kind()
+        found = ENV_FAMILIES.make(name, "env_family", EnvFamily)
         if found.owns(env_id):
             return found
         asked.append(found)
