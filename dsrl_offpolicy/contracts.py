@@ -43,12 +43,16 @@ for a policy of images, ``[B, o, H, W, 3k]`` uint8 of k cameras under ``"rgb"``.
 def observation_tensors(obs: Any, device: torch.device | str) -> Any:
     """What a vector environment returned (arrays or tensors, or a mapping of them) as tensors on the device.
 
-    A batch of strings, such as instructions, stays as it is.
+    A batch of strings, such as instructions, stays as it is. Doubles become floats before they leave the host, for
+    some devices have no doubles.
     """
     if isinstance(obs, Mapping):
         return {name: observation_tensors(part, device) for name, part in obs.items()}
     is_text = isinstance(obs, list | tuple) and bool(obs) and isinstance(obs[0], str)
-    return obs if is_text else torch.as_tensor(obs, device=device)
+    if is_text:
+        return obs
+    tensor = torch.as_tensor(obs)
+    return (tensor.float() if tensor.dtype == torch.float64 else tensor).to(device)
 
 
 @dataclass(frozen=True)

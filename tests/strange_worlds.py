@@ -118,3 +118,18 @@ class Unlimited(gym.Env):
 gym.register("Unlimited-v0", Unlimited)
 gym.register("Failing-v0", Unlimited, kwargs={"fails": True}, max_episode_steps=20)
 gym.register("NanSuccess-v0", Unlimited, kwargs={"success": float("nan")}, max_episode_steps=20)
+
+
+class OneRoom(EnvFamily):
+    """One room for training and evaluation alike, of the shapes of MetaWorld's tasks."""
+
+    name = "strange_worlds:OneRoom"
+
+    def tasks(self) -> list[str]:
+        return ["room"]
+
+    def capabilities(self, spec: EnvSpec) -> Capabilities:
+        return Capabilities(exclusive=True, replayable=False)
+
+    def make(self, spec: EnvSpec) -> gym.Env:
+        return Unlimited()

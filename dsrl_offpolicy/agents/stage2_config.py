@@ -38,7 +38,7 @@ def find_algorithm(name: str) -> type[SteeringAgent]:
     problem = _breach(found)
     if problem:
         raise InputError(f"algo: {name} {problem}; {CONTRACT}")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _breach(found: Any) -> str:
@@ -64,11 +64,10 @@ def stage2_config(name: str) -> type[Stage2LoopConfig]:
 
 @functools.cache
 def _combined(name: str, own: type) -> type[Stage2LoopConfig]:
-    body = {"__doc__": f"dsrl stage2 --algo {name}.", "__annotations__": {"algo": str}, "algo": name}
+    doc = f"dsrl stage2 --algo {name}."
+    body = {"__doc__": doc, "__module__": __name__, "__annotations__": {"algo": str}, "algo": name}
     loop = Stage2Config if issubclass(own, SACConfig) else Stage2LoopConfig
-    return dataclass(frozen=True, kw_only=True)(
-        type("Stage2Config", (own, loop), {**body, "__module__": __name__})
-    )
+    return dataclass(frozen=True, kw_only=True)(type("Stage2Config", (own, loop), body))
 
 
 def chosen_algorithm(argv: Sequence[str]) -> str:

@@ -70,7 +70,13 @@ class MacroReplayBuffer:
 
         Raises:
             NonFiniteError: in features, latents or rewards; nothing is stored.
+            InputError: more transitions than the ring has rows.
         """
+        count = len(transitions.reward)
+        if count > self.capacity:
+            raise InputError(
+                f"replay_buffer_size: expected at least the {count} rows that come at once, got {self.capacity}"
+            )
         discount = gamma ** transitions.n_steps.to(torch.float32) * ~transitions.terminated
         added = {name: discount if name == "discount" else getattr(transitions, name) for name in self._FIELDS}
         for name in ("obs_features", "latent", "reward", "next_obs_features"):
@@ -79,7 +85,6 @@ class MacroReplayBuffer:
                     f"replay buffer: expected finite numbers, got NaN or infinity in {name}",
                     {"transitions": added},
                 )
-        count = len(discount)
         index = (self.total_added + torch.arange(count, device=self.device)) % self.capacity
         for name, value in added.items():
             column: Tensor = getattr(self, name)

@@ -82,6 +82,7 @@ class Collector:
         self._lent: dict[str, Any] | None = None
         self._latent: Tensor | None = None
         self._episodes: list[Episode] = []
+        self._encoding: Encoding
         self._begin_anew()
 
     def launch(self, source: LatentSource) -> None:
@@ -224,7 +225,7 @@ class Collector:
             return self.base_policy.encode(tensors)
 
     def _tensor(self, values: Any, dtype: torch.dtype) -> Tensor:
-        return torch.as_tensor(values, device=self.device).to(dtype)
+        return torch.as_tensor(values).to(dtype).to(self.device)  # a device may have no doubles
 
     def _draw_seeds(self) -> list[int]:
         return [int(s) for s in self.starts.integers(FIRST_EVALUATION_SEED, size=(self.env.num_envs,))]

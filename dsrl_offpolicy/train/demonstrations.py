@@ -195,7 +195,7 @@ def to_batch(windows: Windows, table: Tensor) -> DemoBatch:
     """Windows as tensors on the device of ``table [F, V+S]``, the encoded frames of all demonstrations."""
 
     def tensor(values: np.ndarray) -> Tensor:
-        return torch.as_tensor(values, dtype=torch.float32, device=table.device)
+        return torch.as_tensor(values, dtype=torch.float32).to(table.device)
 
     def features(rows: np.ndarray) -> Tensor:
         return table[torch.from_numpy(rows).to(table.device)].flatten(1)

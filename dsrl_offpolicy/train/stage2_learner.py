@@ -9,7 +9,7 @@ import torch
 from dsrl_offpolicy.agents.stage2_config import find_algorithm
 from dsrl_offpolicy.agents.steering_agent import SteeringAgent
 from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
-from dsrl_offpolicy.contracts import BasePolicy
+from dsrl_offpolicy.contracts import BasePolicy, PolicyInfo
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import load_weights
 from dsrl_offpolicy.seeding import torch_generator
@@ -40,6 +40,34 @@ def build_agent(config: Stage2LoopConfig, base: BasePolicy, device: torch.device
     if config.stage1_checkpoint is not None:
         _start_from_stage1(agent, config, config.stage1_checkpoint, base, device)
     return agent
+
+
+def planned_steps(config: Stage2LoopConfig, info: PolicyInfo) -> float:
+    """Gradient steps of a run, burn-in included, if every macro-step executes a whole chunk."""
+    macro_steps = (config.total_timesteps - config.warmup_steps) / info.act_horizon
+    return config.critic_burnin_steps + macro_steps * config.utd_ratio
+
+
+def check_plan(config: Stage2LoopConfig, info: PolicyInfo) -> None:
+    """Refuse settings under which something would never be trained or kept.
+
+    Raises:
+        InputError: naming the setting and its bound.
+    """
+    if config.warmup_steps >= config.total_timesteps:
+        raise InputError(
+            f"warmup_steps: expected below total_timesteps {config.total_timesteps}, got {config.warmup_steps}"
+        )
+    if config.replay_buffer_size < config.num_envs:
+        raise InputError(
+            f"replay_buffer_size: expected at least num_envs {config.num_envs}, got {config.replay_buffer_size}"
+        )
+    most = max(int(planned_steps(config, info) - config.critic_burnin_steps), 1)
+    if config.actor_update_every > most:
+        raise InputError(
+            f"actor_update_every: expected at most {most}, the gradient steps of this run, got "
+            f"{config.actor_update_every}: the actor would never be trained"
+        )
 
 
 def _start_from_stage1(

@@ -23,7 +23,6 @@ from dsrl_offpolicy.configs.loading import parse_job
 from dsrl_offpolicy.contracts import LatentSource, MacroBatch
 from dsrl_offpolicy.envs.family import MacroVectorEnv
 from dsrl_offpolicy.envs.vector import make_evaluation_env, make_vector_env
-from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import EvaluationSummary
 from dsrl_offpolicy.models.latent_sources import squashed_prior_source
 from dsrl_offpolicy.rollouts.collector import Collected, Collector
@@ -34,7 +33,7 @@ from dsrl_offpolicy.train.base_env import base_env_spec, check_fit, training_env
 from dsrl_offpolicy.train.choosing import Best, evaluate
 from dsrl_offpolicy.train.command import config_of_run, parsed_command
 from dsrl_offpolicy.train.run import STAGE2, TrainingRun, run_folder, training_run
-from dsrl_offpolicy.train.stage2_learner import build_agent
+from dsrl_offpolicy.train.stage2_learner import build_agent, check_plan, planned_steps
 from dsrl_offpolicy.train.stage2_state import Counters, Stage2State
 from dsrl_offpolicy.train.start import load_base, note_other_task, note_unknown_rewards, rewards_of, start_torch
 from dsrl_offpolicy.train.steering_files import save_steering
@@ -54,6 +53,7 @@ class Stage2:
         self.config = config
         self.device = device = start_torch(config)
         self.base = load_base(config, device)
+        check_plan(config, self.base.info)
         self.env_spec = training_env_spec(config, self.base.info)
         check_fit(self.base.info, self.env_spec)
         ends = config.eval_end_on_success
@@ -185,7 +185,7 @@ class Stage2:
         """Evaluate the policy, and keep it where it is the best so far."""
         assert self.collector is not None
         if env is self.collector.env:  # an exclusive family
-            self._count(self.collector.lend())
+            self._store(self.collector.lend())
         config, axes = self.config, self.counters.axes
         policy = self.agent.source(config.eval_deterministic)
         self.last_evaluation = summary = evaluate(run, env, self.base, policy, config.eval_episodes, self.device)
@@ -224,10 +224,8 @@ class Stage2:
         return now
 
     def _worth_compiling(self) -> bool:
-        config = self.config
-        macro_steps = (config.total_timesteps - config.warmup_steps) / self.base.info.act_horizon
-        planned = config.critic_burnin_steps + macro_steps * config.utd_ratio
-        return config.compile == "on" or (config.compile == "auto" and planned >= COMPILE_FROM)
+        long = planned_steps(self.config, self.base.info) >= COMPILE_FROM
+        return self.config.compile == "on" or (self.config.compile == "auto" and long)
 
     def _compiled(self, run: TrainingRun) -> Update:
         """The learner's update, compiled; a machine without a compiler is told and goes on without."""
@@ -288,10 +286,6 @@ def settings(argv: Sequence[str]) -> Stage2LoopConfig:
 
 def run(config: Stage2LoopConfig) -> Path:
     """Train, or go on with an interrupted run. Returns the run folder."""
-    if config.resume is None and config.warmup_steps >= config.total_timesteps:
-        raise InputError(
-            f"warmup_steps: expected below total_timesteps {config.total_timesteps}, got {config.warmup_steps}"
-        )
     return Stage2(config_of_run(config, shipped_yaml(config.algo))).run()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 
@@ -13,8 +14,9 @@ from tiny_worlds import HalvingPolicy
 
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.contracts import Encoding, observation_tensors
-from dsrl_offpolicy.envs import processes
+from dsrl_offpolicy.envs import processes, vector
 from dsrl_offpolicy.envs.family import EnvFacts, find_family
+from dsrl_offpolicy.envs.processes import ProcessVectorEnv
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.vector import (
     inspect_env,
@@ -229,3 +231,29 @@ def test_ids_that_name_their_module_are_accepted_by_every_job(run_command, tiny_
 def test_metaworlds_last_action_is_a_gripper_and_gymnasiums_is_not():
     assert find_family("lever-pull-v3").has_gripper("lever-pull-v3", "pd_ee_delta_pos")
     assert not find_family("Pendulum-v1").has_gripper("Pendulum-v1", "")
+
+
+def test_stage_2_of_an_exclusive_family_trains_and_evaluates_in_one_environment(
+    run_command, tiny_base, tmp_path, monkeypatch
+):
+    from tiny_worlds import TINY_WIDTHS
+
+    made = []
+
+    class Counted(ProcessVectorEnv):
+        def __init__(self, *args, **settings) -> None:
+            made.append(args[1])
+            super().__init__(*args, **settings)
+
+    monkeypatch.setattr(vector, "ProcessVectorEnv", Counted)
+    done = run_command(
+        ["stage2", "--env_id", "room", "--env_family", "strange_worlds:OneRoom", "--awsc_checkpoint", tiny_base,
+         "--out", tmp_path / "run", "--max_episode_steps", 20, "--num_envs", 1, "--total_timesteps", 64,
+         "--warmup_steps", 16, "--utd_ratio", 1, "--batch_size", 4, "--log_freq", 2, "--eval_freq", 24,
+         "--eval_episodes", 1, *TINY_WIDTHS]
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert made == [1] and summary["evaluation"]["length"]["value"] == 20
+    # Chunks of 8 over episodes of 20 that begin anew after each evaluation: what was stored is what was stepped.
+    assert summary["env_steps"] >= 64 and summary["macro_steps"] <= summary["env_steps"] / 4
