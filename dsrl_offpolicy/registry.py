@@ -65,9 +65,9 @@ class Registry:
         found, needed = _imported(path, name, flag), sorted(base.__abstractmethods__)  # type: ignore[attr-defined]
         contract = f"expected a subclass of {base.__module__}.{base.__name__} that defines {', '.join(needed)}"
         if not (isinstance(found, type) and issubclass(found, base)):
-            raise InputError(f"{flag}: {contract}; {name} is no such class")
+            raise InputError(f"{flag}: {contract}; {name} is no subclass of {base.__name__}")
         if missing := [method for method in needed if method in found.__abstractmethods__]:  # type: ignore[attr-defined]
-            raise InputError(f"{flag}: {contract}; {name} lacks {', '.join(missing)}")
+            raise InputError(f"{flag}: {contract}; {name} does not define {', '.join(missing)}")
         return found
 
     def make(self, name: str, flag: str, base: type[T]) -> T:

@@ -1,4 +1,4 @@
-"""The files that the pages of ``docs/extending`` show, as a user would have them: alone in a folder of their own."""
+"""The files that the pages of ``docs/extending`` show, as a user has them: alone in a folder of their own."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def _write_demonstrations(folder: Path, episodes: int = 6) -> None:
 
 
 def start(folder: Path, *argv: object) -> subprocess.Popen[str]:
-    """``dsrl ARGV`` as a process in the folder. ``-P``: as with the installed command, Python does not look there."""
+    """``dsrl ARGV`` as a process in the folder. With ``-P``, as by the installed command, Python does not look
+    there by itself."""
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "dsrl_offpolicy.cli", *map(str, argv)],
         cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,

@@ -42,8 +42,8 @@ def load_base_policy(
     device = torch.device(device)
     options = {name: value for name, value in options.items() if value is not None}
     kind, colon, argument = str(spec).partition(":")
-    known, is_name = BASE_POLICIES.names(), colon and MODULE.fullmatch(kind)
-    if isinstance(spec, Path) or Path(spec).expanduser().is_file() or not (kind in known or is_name):
+    known, is_name = BASE_POLICIES.names(), MODULE.fullmatch(kind) if colon else kind.isidentifier()
+    if isinstance(spec, Path) or Path(spec).expanduser().exists() or not (kind in known or is_name):
         return _from_file(Path(spec), device, flag, options)
     if kind in BASE_POLICIES.builtin:
         if not argument:
@@ -66,7 +66,7 @@ def _module_and_class(module: str, rest: str, flag: str) -> tuple[str, str]:
     """Split ``Class:argument`` off, once the module is one."""
     if not Path(*module.split(".")).with_suffix(".py").is_file() and find_spec(module.split(".")[0]) is None:
         raise InputError(
-            f"{flag}: {module} is neither a kind of base policy nor a module here"
+            f"{flag}: {module} is neither a file, nor a kind of base policy, nor a module here"
             f"{did_you_mean(module, BASE_POLICIES.names())}; kinds: {', '.join(BASE_POLICIES.names())}"
         )
     name, _, argument = rest.partition(":")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from dsrl_offpolicy.configs.shared import TrackedConfig
-from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.metrics import Group
 from dsrl_offpolicy.registry import SINKS
 
