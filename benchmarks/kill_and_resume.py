@@ -29,6 +29,7 @@ import torch
 from dsrl_offpolicy.buffers.replay_files import ReplayFiles
 from dsrl_offpolicy.commands import demos as generate_demos
 from dsrl_offpolicy.configs.jobs import DemosConfig, Stage0Config
+from dsrl_offpolicy.files.checkpoint import read_tensors
 from dsrl_offpolicy.train import pretrain_stage0
 from dsrl_offpolicy.train.saves import Saves
 
@@ -165,7 +166,7 @@ def main() -> int:
             )
         finish(start(command))
         bound = SAVE_FREQ + 2 * VECTOR_STEP
-        one, other = (torch.load(f / "checkpoints" / "last.pt", weights_only=True) for f in (alone, folder))
+        one, other = (read_tensors(f / "checkpoints" / "last.pt", "run", "last") for f in (alone, folder))
         verdicts = {
             f"at most {bound} env steps lost ({max(k.lost for k in kills)})": all(k.lost <= bound for k in kills),
             f"{len(rows(alone))} rows of metrics equal": rows(alone) == rows(folder),

@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,11 +113,13 @@ def flat(value: Any, path: str) -> dict[str, Any]:
 
 def load(file: Path) -> Any:
     """What a file of tensors or JSON holds."""
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    if file.suffix == ".json":
+        return json.loads(file.read_text())
+    if zipfile.is_zipfile(file):  # torch's own archive
+        return torch.load(file, weights_only=True)
+    from dsrl_offpolicy.files.tensor_file import read_tensor_file
 
-        return load_file(file)
-    return json.loads(file.read_text()) if file.suffix == ".json" else torch.load(file, weights_only=True)
+    return read_tensor_file(file, "cpu")
 
 
 def contents(run: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from tiny_worlds import TASK, TINY_WIDTHS, snapshot
 
 import dsrl_offpolicy
 from dsrl_offpolicy.cli import COMMANDS
+from dsrl_offpolicy.files.checkpoint import read_tensors
 
 TRAIN = Path(dsrl_offpolicy.__file__).parent / "train"
 
@@ -85,7 +86,7 @@ def test_an_unknown_command_is_answered_with_the_nearest(run_command):
 
 def _other_base(files: Files) -> Path:
     """A base policy of the same shapes with other weights."""
-    content = torch.load(files.base, weights_only=True)
+    content = read_tensors(files.base, "file", "test")
     content["encoder"]["mean"] += 1
     path = files.here.parent / "other_base.pt"
     torch.save(content, path)

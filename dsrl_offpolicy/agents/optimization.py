@@ -37,8 +37,11 @@ def adam_state(optimizer: torch.optim.Optimizer, state: dict[str, Any], where: s
         groups = own["param_groups"]
         for group, found in zip(groups, map(dict, state["param_groups"]), strict=True):
             for name, value in group.items():
-                if not (isinstance(found["lr"], float) if name == "lr" else found.get(name, value) == value):
-                    raise InputError(f"{where}: {name}: expected {value}, got {shown(found[name])}")
+                held = found.get(name, value)
+                if isinstance(value, tuple) and isinstance(held, list):  # a file knows no tuples
+                    held = tuple(held)
+                if not (isinstance(held, float) if name == "lr" else held == value):
+                    raise InputError(f"{where}: {name}: expected {value}, got {shown(held)}")
             group["lr"] = found["lr"]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for index, moments in state["state"].items():

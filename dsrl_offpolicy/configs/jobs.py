@@ -125,7 +125,7 @@ class Stage0Config(OfflineConfig, SimulatorConfig):
     """Cut demonstrations after their first success, which terminates."""
     total_iters: Steps = 5000
     """Gradient steps."""
-    batch_size: Count = 256
+    batch_size: Several = 256
     """Windows per gradient step."""
     lr: Positive = 1e-3
     """AdamW's learning rate, decayed to 0 by a cosine."""

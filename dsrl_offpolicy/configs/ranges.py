@@ -23,7 +23,7 @@ Count = Annotated[int, Meta(ge=1, le=10**6)]
 CountOrNone = Annotated[int, Meta(ge=0, le=10**6)]
 """The same, with 0 for none."""
 Several = Annotated[int, Meta(ge=2, le=10**6)]
-"""Things that are compared with each other."""
+"""Things that are weighed against each other: of one alone there is no spread."""
 Capacity = Annotated[int, Meta(ge=1, le=10**9)]
 """Rows of a buffer."""
 Threads = Annotated[int, Meta(ge=1, le=1024)]

@@ -175,10 +175,6 @@ class EnvFamily(ABC):
         """Return what else ``dsrl doctor env`` shows, such as the device that renders."""
         return {}
 
-    def has_gripper(self, env_id: str, control_mode: str, robot_uids: str | None = None) -> bool:
-        """Return whether the last action is a gripper's, which holds its last command where arms stand still."""
-        return False
-
     def check(self, spec: EnvSpec) -> None:
         """Refuse settings that mean nothing for this family.
 

@@ -1,7 +1,7 @@
 """Checkpoint files: tensors and plain values only, never pickled code.
 
-Ours are safetensors files, whatever their suffix. Torch's own archives are what format versions 1 and 2 and the
-authors of published policies wrote.
+Ours are safetensors files, whatever their suffix. Format versions 1 and 2 and published policies are torch's own
+archives.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Tensors and plain values in one safetensors file: no code, and nothing to unpickle.
 
-The tensors stand under their dotted paths. Everything else is JSON in the header: ``{"__tensor__": path}`` where a
-tensor belongs, and ``{"__items__": [[key, value], ...]}`` for mappings whose keys are not text; tuples become
-lists. The JSON also holds a SHA-256 of all of it, since safetensors itself does not see a flipped bit.
+The tensors stand under their dotted paths. Everything else is JSON in the header, with ``{"__tensor__": path}``
+where a tensor belongs, ``{"__tuple__": [...]}`` for tuples and ``{"__items__": [[key, value], ...]}`` for mappings
+whose keys are not text. The JSON also holds a SHA-256 of all of it, since safetensors does not see a flipped bit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-HEADER, TENSOR, ITEMS, DIGEST = "dsrl_offpolicy", "__tensor__", "__items__", "sha256"
+HEADER, DIGEST = "dsrl_offpolicy", "sha256"
+TENSOR, TUPLE, ITEMS = "__tensor__", "__tuple__", "__items__"
 
 
 def is_tensor_file(path: Path) -> bool:
@@ -66,13 +67,16 @@ def _digest(plain: Any, tensors: Mapping[str, Tensor]) -> str:
 
 def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
+        while name in tensors:  # {"a": {"b": ...}, "a.b": ...}
+            name += "'"
         tensors[name] = value.detach().to("cpu", copy=True).contiguous()
         return {TENSOR: name}
     if isinstance(value, Mapping):
         inner = {key: _without_tensors(v, f"{name}.{key}".lstrip("."), tensors) for key, v in value.items()}
         return inner if all(isinstance(key, str) for key in inner) else {ITEMS: list(inner.items())}
     if isinstance(value, list | tuple):
-        return [_without_tensors(v, f"{name}.{i}", tensors) for i, v in enumerate(value)]
+        values = [_without_tensors(v, f"{name}.{i}", tensors) for i, v in enumerate(value)]
+        return values if isinstance(value, list) else {TUPLE: values}
     return value
 
 
@@ -83,5 +87,7 @@ def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return value
     if value.keys() == {TENSOR}:
         return tensors[value[TENSOR]]
+    if value.keys() == {TUPLE}:
+        return tuple(_with_tensors(inner, tensors) for inner in value[TUPLE])
     pairs = value[ITEMS] if value.keys() == {ITEMS} else value.items()
     return {key: _with_tensors(inner, tensors) for key, inner in pairs}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dsrl_offpolicy.configs.loading import override, parse_job, read_settings
-from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.errors import InputError, is_out_of_memory
 from dsrl_offpolicy.train.run import Interrupted
 
 Config = TypeVar("Config")
@@ -41,8 +41,16 @@ def parsed_command(
             except InputError as error:
                 print(f"{name}: error: {error}", file=sys.stderr)
                 return 2
+            except BrokenPipeError:  # who reads the output has enough of it, as cli.main knows
+                raise
             except OSError as error:  # a full disk, a folder that may not be written
                 print(f"{name}: error: expected files that can be read and written, got: {error}", file=sys.stderr)
+                return 2
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                said = " ".join(str(error).split())[:200]
+                print(f"{name}: error: expected sizes that fit into memory, got: {said}", file=sys.stderr)
                 return 2
             except Interrupted as stop:
                 print(f"{name}: {stop}", file=sys.stderr)

@@ -21,6 +21,7 @@ from dsrl_offpolicy.analysis.run_folder import read_runs
 from dsrl_offpolicy.analysis.run_health import check_run
 from dsrl_offpolicy.configs.loading import parse_job
 from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.files.checkpoint import load_checkpoint
 
 OWN = "my_algo:Ensemble"
 
@@ -47,7 +48,7 @@ def test_a_users_algorithm_trains_by_its_name_and_resumes_and_is_judged(own_file
     (run,) = read_runs(Path("run"))
     assert (run.config.algo, run.config.subset, run.config.num_critics) == (own_file, 3, 5)
     assert run.rows[-1]["gradient_steps"] >= 30
-    weights = torch.load("run/checkpoints/last.pt", weights_only=True)["training"]["networks"]
+    weights = load_checkpoint(Path("run/checkpoints/last.pt"), "stage2", "test")["training"]["networks"]
     assert next(value for name, value in weights.items() if name.startswith("critic.online")).shape[0] == 5
     assert {verdict.name for verdict in check_run(run.config, run.rows, run.summary)} >= {"q_bounded", "buffer"}
     assert chosen_algorithm(["--resume", "run"]) == own_file
@@ -62,7 +63,7 @@ def test_its_settings_are_flags_with_help_ranges_and_yaml(own_file, run_command,
     Path("mine.yaml").write_text(f"algo: {own_file}\nsubset: 4\n")
     for argv, words in (
         (["--algo", own_file, "--subse", 3], ["--subse", "did you mean", "subset"]),
-        (["--config", "mine.yaml"], ["--awsc_checkpoint"]),
+        (["--config", "mine.yaml"], ["--base"]),
         (["--config", "mine.yaml", "--subset", "many"], ["subset", "many"]),
         (["--subset", 3], ["--subset"]),  # SAC has no such flag
     ):

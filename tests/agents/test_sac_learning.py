@@ -18,7 +18,7 @@ from tiny_agents import (
 
 from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
-from dsrl_offpolicy.contracts import Encoding
+from dsrl_offpolicy.contracts import Encoding, MacroTransitions
 
 
 def train_on_toy(agent: DSRLSACAgent, iterations: int) -> None:

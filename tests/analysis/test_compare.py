@@ -97,7 +97,7 @@ def test_a_quickstarts_folder_is_its_stage_2(run_command, tmp_path):
     for seed in (1, 2):
         folder = tmp_path / f"quick{seed}"
         write_run(folder / "stage2", [1, 9], seed=seed)
-        (folder / "config.yaml").write_text("task: pick-place-v3\n")
+        (folder / "config.yaml").write_text("task: pick-place-v3\nbudget: 1.0\n")
         (folder / "metrics.jsonl").write_text('{"stage": 0}\n')
     report = compared(run_command, tmp_path / "quick1", tmp_path / "quick2")
     assert members(report) == {"pick-place-v3": ["stage2", "stage2"]} and report["pairs"] == []
@@ -338,12 +338,12 @@ BAD = {
     "no text": (lambda: _damaged("bad", "\n"), ["line 1"]),
     "a rate of 2": (lambda: _damaged("bad", _row(1, 2.0) + "\n"), ["success_once", "[0, 1]", "2.0"]),
     "a rate that is none": (lambda: _damaged("bad", _row(1, "x") + "\n"), ["success_once", "x"]),
-    "NaN": (lambda: _damaged("bad", _row(1, float("nan")) + "\n"), ["success_once", "nan"]),
+    "NaN": (lambda: _damaged("bad", _row(1, float("nan")) + "\n"), ["line 1", "expected JSON"]),
     "env steps back": (lambda: _damaged("bad", f"{_row(5, 0.5)}\n{_row(5, 0.5)}\n"), ["env_steps", "5"]),
     "no env steps": (lambda: _damaged("bad", _row(None, 0.5) + "\n"), ["env_steps", "None"]),
     "a seed that is none": (lambda: [write_run(Path("x"), [1, 2], seed=[1])], ["config.yaml", "seed", "[1]"]),
     "a setting without a name": (
-        lambda: _configured("1: 2\ntotal_timesteps: 9\n"),
+        lambda: _configured("1: 2\nutd_ratio: 9\n"),
         ["config.yaml", "settings by name", "got 1"],
     ),
     "no settings": (lambda: _configured("- 1\n"), ["config.yaml", "mapping"]),

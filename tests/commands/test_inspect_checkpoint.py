@@ -11,6 +11,7 @@ from published_files import Layout, critic_shapes, published_content, velocity_s
 from tiny_worlds import TASK
 
 from dsrl_offpolicy.cli import TOOLS
+from dsrl_offpolicy.files.checkpoint import read_tensors
 
 
 def inspected(run_command, path: Path) -> dict:
@@ -68,7 +69,7 @@ def test_a_published_checkpoint_of_one_agent_without_images(run_command, tmp_pat
 
 def test_our_own_checkpoints(run_command, tiny_base, tiny_stage1):
     base = inspected(run_command, tiny_base)
-    content = torch.load(tiny_base, weights_only=True)
+    content = read_tensors(tiny_base, "file", "test")
     assert (base["kind"], base["format"], base["gradient_steps"]) == ("base_policy", "dsrl_offpolicy", 20)
     assert base["spec"] == content["spec"] and base["spec"]["env_id"] == TASK
     assert base["parameters"]["critic"] == sum(v.numel() for v in content["critic"].values())
@@ -81,7 +82,7 @@ def test_our_own_checkpoints(run_command, tiny_base, tiny_stage1):
 
 
 def test_json_stays_json_where_the_latents_are_unbounded(run_command, tiny_stage1, tmp_path):
-    content = torch.load(tiny_stage1 / "checkpoints" / "last.pt", weights_only=True)
+    content = read_tensors(tiny_stage1 / "checkpoints" / "last.pt", "file", "test")
     content["steering"]["action_magnitude"] = float("inf")
     torch.save(content, tmp_path / "free.pt")
     done = run_command(["checkpoint", "inspect", tmp_path / "free.pt", "--json"])

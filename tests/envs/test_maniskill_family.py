@@ -1,14 +1,12 @@
-"""What is known of ManiSkill's tasks without building one, and failures in its batches."""
+"""What gets ManiSkill onto a machine, and failures in its batches."""
 
 from __future__ import annotations
-
-import importlib.util
 
 import pytest
 import torch
 from test_maniskill_batched import FORWARD, Points
 
-from dsrl_offpolicy.envs.families.maniskill import ManiSkill, how_to_install
+from dsrl_offpolicy.envs.families.maniskill import how_to_install
 from dsrl_offpolicy.envs.families.maniskill_batched import BatchedMacroStepEnv
 from dsrl_offpolicy.envs.spec import EnvSpec
 
@@ -17,22 +15,6 @@ def test_where_there_are_no_packages_the_extra_is_not_the_cure():
     assert how_to_install((3, 12)) == "pip install 'dsrl_offpolicy[maniskill]'"
     assert "3.13" in how_to_install((3, 13)) and "Python 3.12" in how_to_install((3, 13))
     assert not how_to_install((3, 13)).startswith("pip")
-
-
-@pytest.mark.skipif(importlib.util.find_spec("mani_skill") is None, reason="needs the extra maniskill")
-@pytest.mark.parametrize(
-    ("env_id", "robot", "gripper"),
-    [
-        ("PickCube-v1", None, True),
-        ("LiftPegUpright-v1", "panda_wristcam", True),
-        ("DrawTriangle-v1", None, False),  # a stick
-        ("PushT-v1", None, False),
-        ("PickCube-v1", "panda_stick", False),
-        ("NoSuchTask-v1", None, True),
-    ],
-)
-def test_whether_the_last_action_is_a_grippers_follows_from_the_robot(env_id, robot, gripper):
-    assert ManiSkill().has_gripper(env_id, "pd_ee_delta_pose", robot) is gripper
 
 
 class FailingPoints(Points):

@@ -31,7 +31,7 @@ from dsrl_offpolicy.commands import checkpoint as inspect_checkpoint
 from dsrl_offpolicy.configs.loading import parse_job, to_plain
 from dsrl_offpolicy.contracts import Encoding
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.files.checkpoint import file_digest
+from dsrl_offpolicy.files.checkpoint import file_digest, read_tensors
 from dsrl_offpolicy.files.formats import FORMAT_VERSION
 from dsrl_offpolicy.files.metrics import read_metrics
 from dsrl_offpolicy.tracking.run import Run
@@ -88,7 +88,7 @@ def broken_bytes(path: Path, count: int) -> Iterator[str]:
 def broken_values(path: Path, count: int) -> Iterator[str]:
     """Whole files of tensors whose values are not what they should be."""
     whole = path.read_bytes()
-    content = torch.load(path, weights_only=True)
+    content = read_tensors(path, "file", "test")
     for seed in range(count * TIMES):
         torch.save(restructured(content, seed, FILE_VALUES), path)
         yield f"{path.name}, values, seed {seed}"
@@ -166,7 +166,7 @@ def test_inspection(files, name, capsys):
 
 
 def test_replay_files(files):
-    state = torch.load(files / "stage2" / "checkpoints" / "last.pt", weights_only=True)["replay"]
+    state = read_tensors(files / "stage2" / "checkpoints" / "last.pt", "file", "test")["replay"]
     folder = files / "stage2" / "replay"
     path = folder / state["files"][0]["name"]
     buffer = None
@@ -234,7 +234,7 @@ def test_manifests(run):
 def test_metrics_of_a_run_that_goes_on(files):
     folder = files / "stage2"
     config = config_of_run(Stage2Config(resume=folder), "stage2_online.yaml")
-    log = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["log"]
+    log = read_tensors(folder / "checkpoints" / "last.pt", "file", "test")["log"]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     kept = []
 

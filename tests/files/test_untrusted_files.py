@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import dsrl_offpolicy
-from dsrl_offpolicy.files.checkpoint import file_digest
+from dsrl_offpolicy.files.checkpoint import file_digest, read_tensors
 
 PACKAGE = Path(dsrl_offpolicy.__file__).parent
 MARKER = "executed"
@@ -121,7 +121,7 @@ def folder(golden_files: Path) -> Path:
 
 def poison(path: Path, marker: Path, save: Callable[[Any, Path], None]) -> None:
     """The same content with one entry more, whose loading would run code."""
-    save({**torch.load(path, weights_only=True), "extra": Malicious(marker)}, path)
+    save({**read_tensors(path, "file", "test"), "extra": Malicious(marker)}, path)
 
 
 def test_the_payload_is_real(tmp_path):
@@ -192,7 +192,7 @@ def test_a_malicious_replay_file_is_refused_though_all_digests_are_right(folder,
     poison(files[-1], tmp_path / MARKER, torch.save)
     for name in ("last.pt", "previous.pt"):
         path = folder / "stage2" / "checkpoints" / name
-        content = torch.load(path, weights_only=True)
+        content = read_tensors(path, "file", "test")
         for entry in content["replay"]["files"]:
             entry["sha256"] = file_digest(folder / "stage2" / "replay" / entry["name"])
         torch.save(content, path)

@@ -25,6 +25,7 @@ from dsrl_offpolicy.base_policies.loading import load_base_policy
 from dsrl_offpolicy.commands import demos as generate_demos
 from dsrl_offpolicy.configs.jobs import DemosConfig, Stage0Config, Stage1Config
 from dsrl_offpolicy.contracts import Encoding
+from dsrl_offpolicy.files.checkpoint import read_tensors
 from dsrl_offpolicy.files.formats import FORMAT_VERSION
 from dsrl_offpolicy.train import pretrain_stage0, train_stage1_offline, train_stage2_online
 from dsrl_offpolicy.train.run import Interrupted
@@ -67,8 +68,8 @@ def stop_after(saves: int) -> None:
     """Send this process SIGTERM right after the so manieth save of a run."""
     save, done = Saves.save, []
 
-    def save_and_stop(self: Saves, content: dict[str, Any]) -> None:
-        save(self, content)
+    def save_and_stop(self: Saves, content: dict[str, Any], progress: str = "") -> None:
+        save(self, content, progress)
         done.append(True)
         if len(done) == saves:
             signal.raise_signal(signal.SIGTERM)
@@ -107,8 +108,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         demos = DemosConfig(env_id=TASK, out=Path(scratch) / "demos.h5", episodes=3, demo_steps=30)
         make_stages(generate_demos.run(demos), Path(scratch))
-    last = torch.load("stage2/checkpoints/last.pt", weights_only=True)
-    files = [torch.load(path, weights_only=True) for path in sorted(Path("stage2/replay").glob("*.pt"))]
+    last = read_tensors(Path("stage2/checkpoints/last.pt"), "run", "last")
+    files = [read_tensors(path, "replay file", "replay") for path in sorted(Path("stage2/replay").glob("*.pt"))]
     expected = {
         "outputs": outputs(Path()),
         "counters": last["counters"],

@@ -18,6 +18,7 @@ from tiny_worlds import TINY_WIDTHS
 import dsrl_offpolicy
 from dsrl_offpolicy import load_base_policy
 from dsrl_offpolicy.demos.format import read_demonstrations
+from dsrl_offpolicy.files.checkpoint import read_tensors
 
 pytestmark = [pytest.mark.maniskill, pytest.mark.usefixtures("maniskill")]
 
@@ -99,7 +100,7 @@ def test_stage_2_stores_features_and_learns_from_real_steps(chain):
     # Chunks of 8: 5 transitions; the three after the warm-up of 16 steps earn 2 gradient steps each.
     assert summary["gradient_steps"] == 6
     (file,) = (chain.folder / "stage2" / "replay").glob("*.pt")
-    buffer = torch.load(file, weights_only=True)
+    buffer = read_tensors(file, "file", "test")
     widths = {value.shape[-1] for name, value in buffer.items() if "obs_features" in name}
     assert widths == {STATE_DIM[chain.mode] + (6 if chain.mode == "rgb" else 0)}
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dsrl_offpolicy.configs.jobs import Stage1Config, Stage2Config
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
+from dsrl_offpolicy.configs.jobs import Stage1Config
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.train.run import (
     MAY_CHANGE,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
-import inspect
 import logging
 import os
 import re
@@ -90,24 +89,6 @@ class ManiSkill(EnvFamily):
             "sim_backend": sim_backend(spec),
             "control_mode": spec.control_mode or DEFAULT_CONTROL_MODE,
         }
-
-    def has_gripper(self, env_id: str, control_mode: str, robot_uids: str | None = None) -> bool:
-        """Return whether the controller's last part is a gripper; True where the robot does not tell."""
-        if env_id not in self.tasks():
-            return True
-        from mani_skill.agents.registration import REGISTERED_AGENTS
-        from mani_skill.utils.registration import REGISTERED_ENVS
-
-        task = REGISTERED_ENVS[env_id]
-        named = inspect.signature(task.cls.__init__).parameters.get("robot_uids")
-        robot = robot_uids or task.default_kwargs.get("robot_uids") or (named.default if named else None)
-        if robot not in REGISTERED_AGENTS:
-            return True
-        agent = object.__new__(REGISTERED_AGENTS[robot].agent_cls)  # controllers are class properties: no scene
-        try:
-            return list(agent._controller_configs[control_mode])[-1] == "gripper"
-        except (AttributeError, KeyError, TypeError, IndexError):
-            return True
 
 
 def how_to_install(python: tuple[int, ...] = sys.version_info[:2]) -> str:

@@ -49,10 +49,6 @@ class MetaWorld(EnvFamily):
         """Return the facts, with MetaWorld's own time limit where no other is asked for."""
         return replace(super().facts(env, spec), max_episode_steps=spec.max_episode_steps or _own_limit(env))
 
-    def has_gripper(self, env_id: str, control_mode: str, robot_uids: str | None = None) -> bool:
-        """Return True: the last action opens and closes the gripper."""
-        return True
-
 
 def _own_limit(env: gym.Env | MacroVectorEnv) -> int:
     simulator: Any = env.unwrapped
