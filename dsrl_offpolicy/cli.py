@@ -10,25 +10,25 @@ from collections.abc import Sequence
 from dsrl_offpolicy.errors import did_you_mean
 
 COMMANDS = {
-    "quickstart": ("dsrl_offpolicy.commands.quickstart", "demonstrations, Stages 0, 1, 2 and the final table"),
+    "quickstart": ("dsrl_offpolicy.commands.quickstart", "run demonstrations, Stages 0, 1, 2 and the final table"),
     "demos": ("dsrl_offpolicy.commands.demos", "record scripted experts or motion plans"),
-    "pretrain": ("dsrl_offpolicy.train.pretrain_stage0", "Stage 0: base policy and action critic"),
+    "pretrain": ("dsrl_offpolicy.train.pretrain_stage0", "Stage 0: train a base policy and its action critic"),
     "stage1": (
         "dsrl_offpolicy.train.train_stage1_offline",
-        "Stage 1: offline warm-start of the latent policy",
+        "Stage 1: warm-start the latent policy offline",
     ),
-    "stage2": ("dsrl_offpolicy.train.train_stage2_online", "Stage 2: online SAC in latent space"),
-    "eval": ("dsrl_offpolicy.commands.evaluate", "compare base, controls and latent policies"),
+    "stage2": ("dsrl_offpolicy.train.train_stage2_online", "Stage 2: improve the latent policy online"),
+    "eval": ("dsrl_offpolicy.commands.evaluate", "evaluate base policy, controls and latent policies"),
 }
 TOOLS = {
     "compare": (
         "dsrl_offpolicy.commands.compare",
-        "RUN_DIR...: Stage 2 over seeds, groups with intervals",
+        "RUN_DIR...: compare Stage 2 runs over seeds, with intervals",
     ),
-    "checkpoint": ("dsrl_offpolicy.commands.checkpoint", "inspect FILE: what a checkpoint holds"),
+    "checkpoint": ("dsrl_offpolicy.commands.checkpoint", "inspect FILE: show what a checkpoint holds"),
     "doctor": (
         "dsrl_offpolicy.commands.doctor",
-        "RUN_DIR: whether a run is healthy; env: whether an environment works here",
+        "RUN_DIR: check a run's health; env: check that an environment works here",
     ),
 }
 """Commands that are no job: they leave no run folder."""

@@ -41,7 +41,7 @@ for a policy of images, ``[B, o, H, W, 3k]`` uint8 of k cameras under ``"rgb"``.
 
 
 def observation_tensors(obs: Any, device: torch.device | str) -> Any:
-    """What a vector environment returned (arrays or tensors, or a mapping of them) as tensors on the device.
+    """Turn what a vector environment returned (arrays, tensors, or a mapping of them) into tensors on the device.
 
     A batch of strings, such as instructions, stays as it is. Doubles become floats before they leave the host, for
     some devices have no doubles.

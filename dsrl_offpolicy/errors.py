@@ -39,12 +39,12 @@ def one_line(error: BaseException) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """``; did you mean X?`` for the nearest of the known names; empty where none is near."""
+    """Return ``; did you mean X?`` for the nearest of the known names; empty where none is near."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, numpy or torch, on any device, found no room for what was asked of it."""
+    """Return whether Python, numpy or torch, on any device, found no room for what was asked of it."""
     said = str(error)
     return isinstance(error, MemoryError) or "can't allocate memory" in said or "out of memory" in said

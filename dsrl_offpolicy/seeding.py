@@ -17,7 +17,7 @@ checkpoint, a constant latent); what was chosen on a start looks better on it th
 
 
 def derive_seed(seed: int, stream: str) -> int:
-    """A seed for one named part of a run, independent of the other parts."""
+    """Return a seed for one named part of a run, independent of the other parts."""
     return int(np.random.SeedSequence([seed, zlib.crc32(stream.encode())]).generate_state(1)[0])
 
 
@@ -29,17 +29,17 @@ def seed_everything(seed: int) -> None:
 
 
 def torch_generator(seed: int, stream: str, device: str | torch.device = "cpu") -> torch.Generator:
-    """A torch generator for one named part of a run."""
+    """Return a torch generator for one named part of a run."""
     return torch.Generator(device=device).manual_seed(derive_seed(seed, stream))
 
 
 def numpy_generator(seed: int, stream: str) -> np.random.Generator:
-    """A numpy generator for one named part of a run."""
+    """Return a numpy generator for one named part of a run."""
     return np.random.default_rng(derive_seed(seed, stream))
 
 
 def random_states() -> dict[str, Any]:
-    """The states of python's, numpy's and torch's global generators, as tensors and plain values."""
+    """Return the states of python's, numpy's and torch's global generators, as tensors and plain values."""
     version, words, gauss = random.getstate()
     numpys: Any = np.random.get_state()  # noqa: NPY002  libraries draw from it
     name, keys, *rest = numpys
@@ -51,7 +51,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
-    """The inverse of :func:`random_states`."""
+    """Restore what :func:`random_states` returned."""
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     name, keys, *rest = states["numpy"]

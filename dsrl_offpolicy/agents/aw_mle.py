@@ -98,7 +98,7 @@ class AWMLEAgent(nn.Module):
         )
 
     def update(self, features: Float[Tensor, "B D"], candidates: Candidates | None = None) -> Metrics:
-        """One gradient step on a batch of states. Metrics are detached tensors.
+        """Take one gradient step on a batch of states. Metrics are detached tensors.
 
         Args:
             features: of the states.
@@ -112,7 +112,7 @@ class AWMLEAgent(nn.Module):
         return metrics
 
     def training_state(self) -> dict[str, Any]:
-        """Everything that the next ``update`` depends on but a pool: weights, optimisers, random state."""
+        """Return everything that the next ``update`` depends on but a pool: weights, optimisers, random state."""
         return {
             "networks": self.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -122,7 +122,7 @@ class AWMLEAgent(nn.Module):
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`training_state`."""
+        """Restore what :meth:`training_state` returned."""
         self.load_state_dict(state["networks"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.critic_optimizer is not None:
@@ -152,7 +152,7 @@ class AWMLEAgent(nn.Module):
 
     @torch.no_grad()
     def candidates(self, features: Float[Tensor, "B D"]) -> Candidates:
-        """M candidates per state from the prior, decoded and scored."""
+        """Draw M candidates per state from the prior, decode and score them."""
         shape = (self.num_candidates, len(features), *self._base[0].info.latent_shape)
         noise = torch.randn(shape, generator=self.generator, device=features.device)
         flat = noise.flatten(0, 1)
@@ -167,7 +167,7 @@ class AWMLEAgent(nn.Module):
     def score(
         self, features: Float[Tensor, "N D"], latent: Float[Tensor, "N L"], noise: Float[Tensor, "N T A"]
     ) -> Float[Tensor, "K N"]:
-        """Q^A of the chunks that latents decode to, ``max_decode`` at a time."""
+        """Return Q^A of the chunks that latents decode to, ``max_decode`` at a time."""
         base, critic = self._base[0], self._base[0].critic
         assert critic is not None  # Stage 1 refuses a base policy without one
         full = self.layout.expand(latent, noise)
@@ -178,11 +178,11 @@ class AWMLEAgent(nn.Module):
         return torch.cat(scores, dim=1)
 
     def pessimistic(self, q_heads: Float[Tensor, "K *N"]) -> Float[Tensor, "*N"]:
-        """``mean_k - kappa * std_k`` (population standard deviation)."""
+        """Return ``mean_k - kappa * std_k`` (population standard deviation)."""
         return q_heads.mean(0) - self.kappa * q_heads.std(0, correction=0)
 
     def advantages(self, q: Float[Tensor, "M B"]) -> Float[Tensor, "M B"]:
-        """Clipped ``q_m - v`` with the soft baseline v of the candidates."""
+        """Return clipped ``q_m - v`` with the soft baseline v of the candidates."""
         tau = self.baseline_temperature
         v = tau * (torch.logsumexp(q / tau, dim=0) - math.log(len(q)))
         return (q - v).clamp(-self.advantage_clip, self.advantage_clip)
@@ -190,7 +190,7 @@ class AWMLEAgent(nn.Module):
     def policy_loss(
         self, features: Float[Tensor, "B D"], u: Float[Tensor, "M B L"], q_heads: Float[Tensor, "K M B"]
     ) -> tuple[Tensor, Metrics]:
-        """``mean_s sum_m weight_m * -log pi(w_m|s) + kl_coef * KL(pi || prior)``."""
+        """Return ``mean_s sum_m weight_m * -log pi(w_m|s) + kl_coef * KL(pi || prior)``."""
         advantage = self.advantages(self.pessimistic(q_heads))
         weight = torch.softmax(advantage / self.beta_latent, dim=0)
         dist: Gaussian = self.policy(features)
@@ -210,7 +210,7 @@ class AWMLEAgent(nn.Module):
     def distillation_loss(
         self, features: Float[Tensor, "B D"], latent: Float[Tensor, "M B L"], q_heads: Float[Tensor, "K M B"]
     ) -> Tensor:
-        """Head by head MSE: Q^W head j regresses Q^A head j and no other."""
+        """Return the MSE head by head: Q^W head j regresses Q^A head j and no other."""
         assert self.critic is not None
         repeated = features.expand(len(latent), *features.shape).flatten(0, 1)
         q = self.critic.online(repeated, latent.flatten(0, 1))
@@ -220,7 +220,7 @@ class AWMLEAgent(nn.Module):
     def paired_q(
         self, features: Float[Tensor, "B D"], samples: int
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-        """E[Q(s, w)] under the prior and under the policy, per state, with the same noise for both.
+        """Return E[Q(s, w)] under the prior and under the policy, per state, with the same noise for both.
 
         Q is the mean over heads of Q^A of the decoded chunk.
         """
@@ -265,7 +265,7 @@ class CandidatePool:
         self._u, self._q = u, q
 
     def draw(self, index: Int[Tensor, " B"]) -> Candidates:
-        """M different candidates for each of the states at ``index``, beginning anywhere in the pool's ring."""
+        """Draw M different candidates for each state at ``index``, beginning anywhere in the pool's ring."""
         agent = self.agent
         first = torch.randint(self.size, index.shape, generator=agent.generator, device=index.device)
         members = (first + torch.arange(agent.num_candidates, device=index.device)[:, None]) % self.size

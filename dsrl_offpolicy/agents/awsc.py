@@ -42,7 +42,7 @@ class DemoBatch:
         return len(self.features)
 
     def gather(self, index: Tensor) -> DemoBatch:
-        """The windows at ``index``."""
+        """Return the windows at ``index``."""
         return DemoBatch(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
 
@@ -99,7 +99,7 @@ class AWSCAgent(nn.Module):
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, total_iters)
 
     def update(self, batch: DemoBatch) -> Metrics:
-        """One gradient step of all networks. Metrics are detached tensors."""
+        """Take one gradient step of all networks. Metrics are detached tensors."""
         actions = batch.chunk[:, self.spec.executed_rows]
         critic_loss, critic_info = self.critic_loss(batch, actions)
         value_loss, value_info, advantage = self.value_loss(batch, actions)
@@ -112,7 +112,7 @@ class AWSCAgent(nn.Module):
         return {**critic_info, **value_info, **flow_info}
 
     def training_state(self) -> dict[str, Any]:
-        """Everything that the next ``update`` depends on: weights, optimiser, schedule, random state."""
+        """Return everything that the next ``update`` depends on: weights, optimiser, schedule, random state."""
         return {
             "networks": self.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -121,14 +121,14 @@ class AWSCAgent(nn.Module):
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`training_state`."""
+        """Restore what :meth:`training_state` returned."""
         self.load_state_dict(state["networks"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.generator.set_state(state["generator"].cpu())
 
     def critic_loss(self, batch: DemoBatch, actions: Tensor) -> tuple[Tensor, Metrics]:
-        """``sum_k (Q_k(s, a) - r - discount V(s'))^2``, IQL eq. 6 over macro-steps."""
+        """Return ``sum_k (Q_k(s, a) - r - discount V(s'))^2``, IQL eq. 6 over macro-steps."""
         with torch.no_grad():
             target = batch.reward + batch.discount * self.value(batch.next_features).squeeze(-1)
         q = self.critic(batch.features, actions)
@@ -136,7 +136,7 @@ class AWSCAgent(nn.Module):
         return loss, {"critic_loss": loss.detach(), "q_mean": q.detach().mean()}
 
     def value_loss(self, batch: DemoBatch, actions: Tensor) -> tuple[Tensor, Metrics, Tensor]:
-        """Expectile regression of V towards ``min_k`` of the target critics, IQL eq. 5; also the advantage."""
+        """Regress the expectile of V towards ``min_k`` of the target critics, IQL eq. 5; also the advantage."""
         with torch.no_grad():
             q = self.critic_target(batch.features, actions).min(0).values
         v = self.value(batch.features).squeeze(-1)
@@ -147,7 +147,7 @@ class AWSCAgent(nn.Module):
         return loss, {"value_loss": loss.detach(), "advantage_std": advantage.std()}, advantage
 
     def weights(self, advantage: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-        """``exp(A / beta)``, clipped, of mean 1."""
+        """Return ``exp(A / beta)``, clipped, of mean 1."""
         if math.isinf(self.advantage_temperature):
             return torch.ones_like(advantage)
         exponent = (advantage / self.advantage_temperature).clamp(min=torch.finfo(advantage.dtype).min)
@@ -159,7 +159,7 @@ class AWSCAgent(nn.Module):
     def flow_loss(
         self, features: Float[Tensor, "B D"], chunk: Float[Tensor, "B T A"], weight: Float[Tensor, " B"]
     ) -> tuple[Tensor, Metrics]:
-        """Weighted flow matching and self-consistency on disjoint parts of the batch."""
+        """Return weighted flow matching and self-consistency on disjoint parts of the batch."""
         size = len(chunk)
         split = size - int(size * self.consistency_fraction)
         noise = torch.randn(chunk.shape, generator=self.generator, device=chunk.device, dtype=chunk.dtype)
@@ -244,7 +244,7 @@ class EncoderTraining:
         chunk: Float[Tensor, "B T A"],
         poses: Float[Tensor, "B P"] | None = None,
     ) -> Metrics:
-        """One gradient step.
+        """Take one gradient step.
 
         Args:
             state: frame stacks.
@@ -270,7 +270,7 @@ class EncoderTraining:
         return metrics
 
     def training_state(self) -> dict[str, Any]:
-        """What the next ``update`` depends on besides agent and encoder: heads, optimiser, schedule."""
+        """Return what the next ``update`` depends on besides agent and encoder: heads, optimiser, schedule."""
         return {
             "chunk_head": self.chunk_head.state_dict(),
             "pose_head": self.pose_head.state_dict() if self.pose_head is not None else None,
@@ -279,7 +279,7 @@ class EncoderTraining:
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`training_state`."""
+        """Restore what :meth:`training_state` returned."""
         self.chunk_head.load_state_dict(state["chunk_head"])
         if self.pose_head is not None:
             self.pose_head.load_state_dict(state["pose_head"])
@@ -290,7 +290,7 @@ class EncoderTraining:
 def random_shift(
     images: UInt8[Tensor, "B o height width C"], pixels: int, generator: torch.Generator
 ) -> UInt8[Tensor, "B o height width C"]:
-    """Every stack moved by its own whole number of pixels, up to ``pixels`` each way; edges repeat."""
+    """Move every stack by its own whole number of pixels, up to ``pixels`` each way; edges repeat."""
     batch, _, height, width, _ = images.shape
     moves = torch.randint(-pixels, pixels + 1, (2, batch, 1), generator=generator, device=images.device)
     rows = (torch.arange(height, device=images.device) + moves[0]).clamp(0, height - 1)

@@ -46,15 +46,15 @@ class SACConfig(SteeringConfig, LatentCriticConfig):
     tau: Rate = 0.005
     """Polyak rate of the target networks."""
     regularizer: Regularizer = "entropy"
-    """Entropy bonus (SAC), or anchoring to the prior."""
+    """Entropy bonus (SAC), or KL to the prior."""
     init_temperature: NotNegative = 0.1
-    """alpha at the start."""
+    """Initial alpha."""
     learn_temperature: bool = True
-    """Adjust alpha to the target."""
+    """Adjust alpha to reach the target."""
     target_entropy: Finite | Literal["auto"] = "auto"
-    """Nats of w; auto is -0.5 * latent_dim."""
+    """Target entropy in nats of w; auto is -0.5 * latent_dim."""
     target_kl: NotNegative = 10.0
-    """Nats from the prior that regularizer=kl allows."""
+    """Target KL to the prior in nats, for regularizer=kl."""
     backup_entropy: bool = True
     """Count the regulariser in the TD target."""
 
@@ -136,7 +136,7 @@ class DSRLSACAgent(SteeringAgent):
         return self.target_kl if self.regularizer == "kl" else -self.target_entropy
 
     def update(self, batch: MacroBatch, *, update_actor: bool = True) -> Metrics:
-        """One critic step and, unless told otherwise, one actor and one temperature step.
+        """Take one critic step and, unless told otherwise, one actor and one temperature step.
 
         Returns:
             Detached scalars: ``td_error``, ``q_mean``, ``critic_loss`` and, with the actor, ``alpha``,
@@ -154,12 +154,12 @@ class DSRLSACAgent(SteeringAgent):
         return metrics
 
     def critic_loss(self, batch: MacroBatch) -> tuple[Tensor, Metrics]:
-        """``sum_j mean (Q_j(s, w) - y)^2`` with
+        """Return ``sum_j mean (Q_j(s, w) - y)^2`` with
         ``y = reward + discount * (min_j Qbar_j(s', w') - backup_entropy * alpha * cost(s', w'))``."""
         return self.critic_terms(batch, self.draw_noise(batch), self.networks)
 
     def critic_terms(self, batch: MacroBatch, noise: Tensor, networks: Networks) -> tuple[Tensor, Metrics]:
-        """:meth:`critic_loss` as a pure function of the batch, the noise of the next latents and the networks."""
+        """Compute :meth:`critic_loss` as a pure function of batch, noise of the next latents and networks."""
         with torch.no_grad():
             dist = networks.actor(batch.next_obs_features)
             latent, log_prob = self.actor.sample(dist, noise)
@@ -178,11 +178,11 @@ class DSRLSACAgent(SteeringAgent):
         }
 
     def lower_bound(self, q: Float[Tensor, "K B"]) -> Float[Tensor, " B"]:
-        """What the TD target takes of the heads: the least."""
+        """Return what the TD target takes of the heads: the least."""
         return q.amin(0)
 
     def actor_loss(self, batch: MacroBatch) -> tuple[Tensor, Metrics, Float[Tensor, " B"]]:
-        """``mean (alpha * cost(s, w) - min_j Q_j(s, w))``, w reparameterised; also the detached cost.
+        """Return ``mean (alpha * cost(s, w) - min_j Q_j(s, w))``, w reparameterised; also the detached cost.
 
         The gradient reaches the actor through the *online* critics, whose parameters are left alone.
         """
@@ -190,7 +190,7 @@ class DSRLSACAgent(SteeringAgent):
             return self.actor_terms(batch, self.draw_noise(batch), self.networks)
 
     def actor_terms(self, batch: MacroBatch, noise: Tensor, networks: Networks) -> tuple[Tensor, Metrics, Tensor]:
-        """:meth:`actor_loss` as a pure function of the batch, the noise of its latents and the networks."""
+        """Compute :meth:`actor_loss` as a pure function of batch, noise of its latents and networks."""
         dist = networks.actor(batch.obs_features)
         latent, log_prob = self.actor.sample(dist, noise)
         q = networks.online(batch.obs_features, latent).amin(0)
@@ -208,11 +208,11 @@ class DSRLSACAgent(SteeringAgent):
         )
 
     def temperature_loss(self, cost: Float[Tensor, " B"]) -> Tensor:
-        """``-log_alpha * (cost - target)``: alpha rises while the cost is above its target."""
+        """Return ``-log_alpha * (cost - target)``: alpha rises while the cost is above its target."""
         return -self.log_alpha * (cost.mean() - self.cost_target)
 
     def compiled(self, batch_size: int) -> Update | None:
-        """One graph of the whole step; an algorithm that replaces ``update`` has none."""
+        """Return one graph of the whole step; None for an algorithm that replaces ``update``."""
         from dsrl_offpolicy.agents.compiled_update import CompiledUpdate  # which builds on this module
 
         return CompiledUpdate(self, batch_size) if type(self).update is DSRLSACAgent.update else None
@@ -226,11 +226,11 @@ class DSRLSACAgent(SteeringAgent):
     def act(
         self, features: Float[Tensor, "B D"], noise: Float[Tensor, "B T A"], deterministic: bool = False
     ) -> Float[Tensor, "B L"]:
-        """Steered latents, squashed."""
+        """Return steered latents, squashed."""
         return self.actor.act(features, noise, deterministic)
 
     def training_state(self) -> dict[str, Any]:
-        """Everything that the next ``update`` depends on: weights, optimisers, random state."""
+        """Return everything that the next ``update`` depends on: weights, optimisers, random state."""
         return {
             "networks": self.state_dict(),
             "actor_optimizer": self.actor_optimizer.state_dict(),
@@ -239,7 +239,7 @@ class DSRLSACAgent(SteeringAgent):
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`training_state`.
+        """Restore what :meth:`training_state` returned.
 
         Raises:
             InputError: saved with a learned temperature and loaded without, or the reverse; or of another learner.
@@ -258,7 +258,7 @@ class DSRLSACAgent(SteeringAgent):
         self.critic_optimizer.load_state_dict(critic)
 
     def draw_noise(self, batch: MacroBatch) -> Float[Tensor, "B L"]:
-        """Standard-normal noise for the latents of one batch."""
+        """Return standard-normal noise for the latents of one batch."""
         shape = (len(batch.reward), self.layout.dim)
         return torch.randn(shape, generator=self.generator, device=batch.reward.device)
 

@@ -19,7 +19,7 @@ def gradient_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 
 
 def adam_state(optimizer: torch.optim.Optimizer, state: dict[str, Any], where: str) -> dict[str, Any]:
-    """A stored state of Adam, once its moments fit the parameters and its settings are this optimiser's.
+    """Return a stored state of Adam if its moments fit the parameters and its settings are this optimiser's.
 
     Torch itself loads any moments and settings, and fails at the next step. Learning rates are taken as they are;
     a setting that the state does not know (of another version of torch) stays as it is.

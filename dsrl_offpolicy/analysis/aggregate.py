@@ -30,12 +30,12 @@ Statistic = Callable[..., Numbers]
 
 
 def mean_of_runs(*strata: np.ndarray, axis: int = -1) -> Numbers:
-    """The mean over the runs of all strata."""
+    """Return the mean over the runs of all strata."""
     return np.mean(np.concatenate(strata, axis=axis), axis=axis)
 
 
 def interquartile_mean(*strata: np.ndarray, axis: int = -1) -> Numbers:
-    """The mean without the lowest and the highest quarter of all runs (IQM).
+    """Return the mean without the lowest and the highest quarter of all runs (IQM).
 
     Of n runs ``floor(n / 4)`` are dropped at each end, as in rliable: of fewer than four, none.
     """
@@ -43,7 +43,7 @@ def interquartile_mean(*strata: np.ndarray, axis: int = -1) -> Numbers:
 
 
 def probability_of_improvement(*strata: np.ndarray, axis: int = -1) -> Numbers:
-    """P(X > Y) + P(X = Y) / 2 of a run X and a run Y of the same stratum, averaged over strata.
+    """Return P(X > Y) + P(X = Y) / 2 of a run X and a run Y of the same stratum, averaged over strata.
 
     Args:
         strata: X of every stratum, then Y of every stratum in the same order.
@@ -58,18 +58,18 @@ def probability_of_improvement(*strata: np.ndarray, axis: int = -1) -> Numbers:
 
 
 def mean_over_tasks(*strata: np.ndarray, axis: int = -1) -> Numbers:
-    """The mean over strata of each stratum's mean: tasks count alike, whatever number of runs they have."""
+    """Return the mean over strata of each stratum's mean: tasks count alike, whatever number of runs they have."""
     return np.mean([np.mean(stratum, axis=axis) for stratum in strata], axis=0)
 
 
 def difference_of_means(*strata: np.ndarray, axis: int = -1) -> Numbers:
-    """Mean over strata of mean X less mean Y; ``strata`` as in :func:`probability_of_improvement`."""
+    """Return mean over strata of mean X less mean Y; ``strata`` as in :func:`probability_of_improvement`."""
     tasks = len(strata) // 2
     return mean_over_tasks(*strata[:tasks], axis=axis) - mean_over_tasks(*strata[tasks:], axis=axis)
 
 
 def estimates(strata: Sequence[np.ndarray], statistic: Statistic) -> list[Interval]:
-    """A statistic of runs at K points, with 95 % intervals where every stratum has two runs or more.
+    """Estimate a statistic of runs at K points, with 95 % intervals where every stratum has two runs or more.
 
     Args:
         strata: scores ``[N_m, K]`` of the runs of each stratum. A run is drawn with all its points.
@@ -96,17 +96,17 @@ def estimates(strata: Sequence[np.ndarray], statistic: Statistic) -> list[Interv
 
 
 def estimate(strata: Sequence[np.ndarray], statistic: Statistic) -> Interval:
-    """:func:`estimates` of one number per run: ``strata`` are ``[N_m]``."""
+    """Return :func:`estimates` of one number per run: ``strata`` are ``[N_m]``."""
     return estimates([np.asarray(stratum)[:, None] for stratum in strata], statistic)[0]
 
 
 def distinct_resamples(runs: int) -> int:
-    """How many different resamples so many runs have: C(2n - 1, n)."""
+    """Return how many different resamples so many runs have: C(2n - 1, n)."""
     return math.comb(2 * runs - 1, runs)
 
 
 def area_under_curve(env_steps: np.ndarray, success: np.ndarray, first: float, last: float) -> float:
-    """Mean success from ``first`` to ``last`` env steps, linear between evaluations (trapezoids): in [0, 1].
+    """Return mean success from ``first`` to ``last`` env steps, linear between evaluations (trapezoids).
 
     Args:
         env_steps: ``[E]``, ascending, from ``first`` or before to ``last`` or beyond.
@@ -122,13 +122,13 @@ def area_under_curve(env_steps: np.ndarray, success: np.ndarray, first: float, l
 
 
 def first_at_level(env_steps: np.ndarray, success: np.ndarray, level: float) -> float:
-    """Env steps at the first evaluation with success at the level or above; inf where there is none."""
+    """Return env steps at the first evaluation with success at the level or above; inf where there is none."""
     reached = np.flatnonzero(success >= level)
     return float(env_steps[reached[0]]) if len(reached) else math.inf
 
 
 def median_with_censoring(values: Sequence[float]) -> float:
-    """The least value that half of the runs or more have reached; inf where fewer than half reached any.
+    """Return the least value that half of the runs or more have reached; inf where fewer than half reached any.
 
     Runs that did not reach (inf) are all censored at the same env step, so this is the Kaplan-Meier median.
     """

@@ -16,7 +16,7 @@ def plot_success(
     levels: Mapping[str, Interval],
     title: str,
 ) -> None:
-    """Success over env steps, with the Wilson intervals of the evaluations.
+    """Plot success over env steps, with the Wilson intervals of the evaluations.
 
     Args:
         path: the PNG to write.
@@ -49,7 +49,7 @@ def plot_success(
 
 
 def plot_stage2_run(folder: Path, levels: Mapping[str, Interval], title: str) -> Path | None:
-    """``learning_curve.png`` of a Stage 2 run folder; None where it holds no evaluation."""
+    """Write ``learning_curve.png`` into a Stage 2 run folder; None where it holds no evaluation."""
     (run,) = read_runs(folder)
     if not run.evaluations:
         return None

@@ -33,7 +33,7 @@ class HealthMonitor:
             try:
                 self._rows = [*read_metrics(folder)]
             except InputError as error:
-                print(f"note: the live checks begin anew: {error}", file=sys.stderr)
+                print(f"note: the live checks start over: {error}", file=sys.stderr)
 
     def observe(self, row: Row) -> list[Verdict]:
         """Take the next row, axes included. Returns the verdicts that were told.
@@ -55,5 +55,5 @@ class HealthMonitor:
 
 
 def describe(verdict: Verdict) -> str:
-    """A failing verdict as one line."""
+    """Return a failing verdict as one line."""
     return f"{verdict.name}: expected {verdict.expected}, got {verdict.found}; {verdict.remedy}"

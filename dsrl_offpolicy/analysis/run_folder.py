@@ -81,7 +81,7 @@ def read_runs(path: Path) -> list[RunFolder]:
     try:
         if not path.is_dir():
             raise InputError(
-                f"RUN_DIR: expected a run folder, {path} {'is none' if path.exists() else 'does not exist'}"
+                f"RUN_DIR: expected a run folder, {path} {'is not one' if path.exists() else 'does not exist'}"
             )
         settings_file = path / "config.yaml"
         if not settings_file.is_file():
@@ -101,7 +101,7 @@ def read_runs(path: Path) -> list[RunFolder]:
             )
         return [RunFolder(path, kind, settings, read_metrics(path), _summary(path))]
     except OSError as error:
-        raise InputError(f"RUN_DIR: expected a run folder that can be read, got: {error}") from error
+        raise InputError(f"RUN_DIR: cannot read the run folder: {error}") from error
 
 
 def _kind_of_old(settings: Mapping[Any, Any]) -> str | None:

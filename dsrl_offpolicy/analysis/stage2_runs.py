@@ -74,7 +74,7 @@ def check_distinct(runs: Sequence[RunFolder]) -> None:
 
 
 def group_runs(runs: Sequence[RunFolder]) -> dict[str, list[RunFolder]]:
-    """Runs of equal settings together, by a name that says the settings in which groups differ.
+    """Group runs of equal settings, by a name that says the settings in which groups differ.
 
     BOOKKEEPING is not looked at, nor is ``total_timesteps`` where nothing in the run depends on it. A checkpoint's
     path tells groups apart where several seeds share it; where each seed has its own, it belongs to the seed.
@@ -142,7 +142,7 @@ def _check_seeds(label: str, members: Sequence[RunFolder]) -> None:
 
 
 def differing_settings(members: Sequence[RunFolder]) -> dict[str, list[str]]:
-    """Settings other than the task that matter and that the runs of one group do not share, with their values."""
+    """Return the settings, task aside, that matter and that the runs of a group do not share, with values."""
     identities = [_identity(run.settings) for run in members]
     names = [name for name in _differing(identities) if name != "env_id"]
     return {name: sorted({_shown(identity.get(name)) for identity in identities}) for name in names}

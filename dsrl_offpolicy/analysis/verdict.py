@@ -38,29 +38,29 @@ class Verdict:
 
 
 def judge(name: str, ok: bool | None, found: str, expected: str, remedy: str, **values: float | int) -> Verdict:
-    """A verdict that carries its remedy only where it fails."""
+    """Return a verdict that carries its remedy only where it fails."""
     return Verdict(name, ok, found, expected, remedy if ok is False else "", values)
 
 
 def too_early(name: str, expected: str, rows: int, needed: int = ENOUGH_ROWS) -> Verdict:
-    """The verdict of a check that needs more rows."""
+    """Return the verdict of a check that needs more rows."""
     return Verdict(name, None, f"not enough data yet: {rows} of {needed} rows", expected)
 
 
 def quarters(rows: Sequence[Row], metric: str) -> list[float]:
-    """The medians of a metric over the four quarters of at least four rows, in order."""
+    """Return the medians of a metric over the four quarters of at least four rows, in order."""
     values = [float(row[metric]) for row in rows]
     cuts = [round(len(values) * part / 4) for part in range(5)]
     return [statistics.median(values[cuts[i] : cuts[i + 1]]) for i in range(4)]
 
 
 def number(value: float | int) -> str:
-    """Four significant digits."""
+    """Return four significant digits."""
     return f"{value:.4g}"
 
 
 def range_of_returns(reward_mode: str, reward_scale: float, gamma: float) -> tuple[float, float] | None:
-    """The least and the greatest discounted return that rewards allow; None where the settings set no bound.
+    """Return the least and the greatest discounted return that rewards allow; None without a bound.
 
     Sparse rewards are -1 per env step, normalized dense ones at most 1 in size, both times the scale.
     """

@@ -47,7 +47,7 @@ class PublishedPolicy(ShortcutFlowPolicy):
         path = Path(argument or "")
         content = read_tensors(path, "published AWSC checkpoint", flag, device)
         if not is_published(content):
-            raise InputError(f"{flag}: expected a published AWSC checkpoint, {path} is none")
+            raise InputError(f"{flag}: expected a published AWSC checkpoint, {path} is not one")
         return cls.from_checkpoint(content, f"{flag}: {path}", **options).to(device)
 
     @classmethod

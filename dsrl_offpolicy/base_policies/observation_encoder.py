@@ -44,7 +44,7 @@ class ObservationEncoder(nn.Module):
 
     @classmethod
     def fit(cls, states: Float[Tensor, "N S"], visual: VisualEncoder | None = None) -> ObservationEncoder:
-        """From the demonstrations' states; dimensions that never vary are only centred."""
+        """Fit to the demonstrations' states; dimensions that never vary are only centred."""
         std = states.std(0)
         return cls(states.mean(0), torch.where(std > 1e-4, std, torch.ones_like(std)), visual)
 
@@ -54,7 +54,7 @@ class ObservationEncoder(nn.Module):
         return self.visual.channels if self.visual is not None else 0
 
     def encode_frames(self, state: Tensor, rgb: Tensor | None = None) -> Float[Tensor, "N F"]:
-        """Features of single frames.
+        """Return features of single frames.
 
         Args:
             state: ``[N, S]``.
@@ -79,7 +79,7 @@ class ObservationEncoder(nn.Module):
         return torch.cat((self.visual(check_images(rgb, self.image_channels, (len(state),))), normal), dim=-1)
 
     def forward(self, state: Tensor, rgb: Tensor | None = None) -> Float[Tensor, "B D"]:
-        """Features of frame stacks ``[B, o, S]`` and, for a policy of images, ``[B, o, H, W, 3k]`` uint8.
+        """Return features of frame stacks ``[B, o, S]`` and, for a policy of images, ``[B, o, H, W, 3k]`` uint8.
 
         Raises:
             InputError: as ``encode_frames``.
@@ -97,7 +97,7 @@ class ObservationEncoder(nn.Module):
 def check_images(
     rgb: Tensor | None, channels: int, leading: tuple[int, ...], size: tuple[int, int] | None = None
 ) -> Tensor:
-    """The images, once they are what a policy takes.
+    """Return the images if they are what a policy takes.
 
     Args:
         rgb: what was given.

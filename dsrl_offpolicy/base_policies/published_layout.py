@@ -55,11 +55,11 @@ class CriticLayout:
     input_dims: tuple[int, ...]
 
     def head_name(self, head: int) -> str:
-        """Where the tensors of a head are."""
+        """Return where the tensors of a head are."""
         return f"{self.prefix}.q{head + 1}_net" if self.kind == "double" else f"{self.prefix}.q_nets.{head}"
 
     def act_horizon(self, velocity: VelocityLayout) -> int | None:
-        """H by the input of the first head for which it is a whole number; None where there is none."""
+        """Return H by the input of the first head for which it is a whole number; None where there is none."""
         for rest in (width - velocity.feature_dim for width in self.input_dims):
             if rest > 0 and rest % velocity.action_dim == 0:
                 return rest // velocity.action_dim
@@ -75,12 +75,12 @@ class VisualLayout:
 
 
 def is_published(content: Any) -> bool:
-    """Whether the content of a file is in the published layout."""
+    """Return whether the content of a file is in the published layout."""
     return isinstance(content, Mapping) and "kind" not in content and any(agent in content for agent in AGENTS)
 
 
 def entry(content: Mapping[str, Any], name: str, where: str) -> Tensors:
-    """One entry of a published file: its tensors by name.
+    """Return one entry of a published file: its tensors by name.
 
     Raises:
         InputError: no such entry, or something other than tensors in it; unknown entries in the file.
@@ -106,12 +106,12 @@ def entry(content: Mapping[str, Any], name: str, where: str) -> Tensors:
 
 
 def part(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
-    """The tensors under ``prefix``, by their full names."""
+    """Return the tensors under ``prefix``, by their full names."""
     return {name: value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
 
 
 def velocity_layout(tensors: Tensors, net: str, where: str) -> VelocityLayout:
-    """Dimensions of the U-Net ``net`` (``velocity_net`` or ``velocity_net_ema``).
+    """Return dimensions of the U-Net ``net`` (``velocity_net`` or ``velocity_net_ema``).
 
     Raises:
         InputError: tensors that say it are missing.
@@ -149,7 +149,7 @@ def velocity_layout(tensors: Tensors, net: str, where: str) -> VelocityLayout:
 
 
 def critic_layout(tensors: Tensors, where: str) -> CriticLayout:
-    """Dimensions of an agent's Q^A (never of its target).
+    """Return dimensions of an agent's Q^A (never of its target).
 
     Raises:
         InputError: no critic, two of them, or tensors that say its dimensions are missing.
@@ -177,7 +177,7 @@ def critic_layout(tensors: Tensors, where: str) -> CriticLayout:
 
 
 def visual_layout(tensors: Tensors, where: str) -> VisualLayout:
-    """Dimensions of the visual encoder.
+    """Return dimensions of the visual encoder.
 
     Raises:
         InputError: tensors that say them are missing, or channels that are no cameras of three.
@@ -197,7 +197,7 @@ class _Sizes:
     where: str
 
     def all(self, axes: Iterable[tuple[str, int]]) -> list[int]:
-        """Sizes of (name, axis), of those that exist.
+        """Return sizes of (name, axis), of those that exist.
 
         Raises:
             InputError: none exists.
@@ -211,11 +211,11 @@ class _Sizes:
         return sizes
 
     def most(self, axes: Iterable[tuple[str, int]]) -> int:
-        """The size that most of (name, axis) have; the first named where they tie."""
+        """Return the size that most of (name, axis) have; the first named where they tie."""
         return Counter(self.all(axes)).most_common(1)[0][0]
 
     def count(self, prefix: str) -> int:
-        """How many different numbers follow ``prefix.`` in the names."""
+        """Return how many different numbers follow ``prefix.`` in the names."""
         start = f"{prefix}."
         numbers = {name.removeprefix(start).split(".")[0] for name in self.tensors if name.startswith(start)}
         return sum(number.isdecimal() for number in numbers)

@@ -115,20 +115,20 @@ class ShortcutFlowSpec:
         return slice(0, self.act_horizon) if self.published else self.executed_rows
 
     def build_visual(self) -> VisualEncoder | None:
-        """A fresh image encoder of this shape; None for a policy of states alone."""
+        """Build a fresh image encoder of this shape; None for a policy of states alone."""
         if not self.image_channels:
             return None
         size = self.image_size if self.visual_pool == "flatten" else None
         return VisualEncoder(self.image_channels, self.visual_dim, size)
 
     def build_encoder(self) -> ObservationEncoder:
-        """A fresh encoder of this shape that leaves states as they are (a published one clamps nothing either)."""
+        """Build a fresh encoder of this shape that leaves states as they are (a published one clamps nothing)."""
         limit = math.inf if self.published else FEATURE_LIMIT
         mean, std = torch.zeros(self.state_dim), torch.ones(self.state_dim)
         return ObservationEncoder(mean, std, self.build_visual(), limit=limit)
 
     def build_velocity(self) -> nn.Module:
-        """A fresh velocity network of this shape."""
+        """Build a fresh velocity network of this shape."""
         return build_velocity_network(
             self.velocity_net,
             self.action_dim,
@@ -140,7 +140,7 @@ class ShortcutFlowSpec:
         )
 
     def build_critic(self) -> ActionQNetwork:
-        """A fresh Q^A of this shape."""
+        """Build a fresh Q^A of this shape."""
         return ActionQNetwork(
             self.feature_dim, self.act_horizon, self.action_dim, self.critic_hidden_dims, self.critic_heads
         )
@@ -183,7 +183,7 @@ class ShortcutFlowSpec:
         return spec
 
     def to_plain(self) -> dict[str, Any]:
-        """Plain values for a checkpoint."""
+        """Return plain values for a checkpoint."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 

@@ -1,0 +1,1 @@
+"""Replay of macro-transitions, in memory and on disk."""

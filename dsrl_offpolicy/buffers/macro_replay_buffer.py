@@ -93,7 +93,7 @@ class MacroReplayBuffer:
         self.size = min(self.size + count, self.capacity)
 
     def sample(self, batch_size: int) -> MacroBatch:
-        """A uniform batch, with replacement.
+        """Draw a uniform batch, with replacement.
 
         Raises:
             InputError: the buffer is empty.
@@ -110,7 +110,7 @@ class MacroReplayBuffer:
         )
 
     def rows(self, start: int, stop: int) -> dict[str, Tensor]:
-        """Copies of the transitions that were added as number ``start`` to ``stop - 1``, in that order.
+        """Return copies of the transitions that were added as number ``start`` to ``stop - 1``, in that order.
 
         Raises:
             InputError: the ring no longer holds them, or does not yet.
@@ -145,7 +145,7 @@ class MacroReplayBuffer:
             column[index] = rows[name].to(column)
 
     def restore_counters(self, total_added: int, generator_state: Tensor) -> None:
-        """How many transitions were ever added, and the sampler's state."""
+        """Restore how many transitions were ever added, and the sampler's state."""
         self.generator.set_state(generator_state.cpu())
         self.total_added = total_added
         self.size = min(total_added, self.capacity)

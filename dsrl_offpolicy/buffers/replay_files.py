@@ -72,8 +72,8 @@ class ReplayFiles:
                 raise InputError(f"{where}: expected files that follow each other, got {shown(entry['name'])}")
             path = self.folder / entry["name"]
             if not path.is_file() or file_digest(path) != entry["sha256"]:
-                problem = "was altered" if path.is_file() else "does not exist"
-                raise InputError(f"resume: expected the replay file {path} as it was saved, it {problem}")
+                problem = "was altered since it was saved" if path.is_file() else "does not exist"
+                raise InputError(f"resume: the replay file {path} {problem}")
         held = stop - state["files"][0]["start"] if stop else 0
         if state["total_added"] != (stop or 0) or held < min(state["total_added"], state["capacity"]):
             raise InputError(

@@ -45,7 +45,7 @@ SHOWN = ("spec", "steering", "counters", "critic_shape", "env_id", "gradient_ste
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """What a checkpoint is, as plain values.
+    """Return what a checkpoint is, as plain values.
 
     Args:
         path: a base policy (ours or published) or a latent policy of Stage 1 or 2.
@@ -60,7 +60,7 @@ def inspect(path: Path) -> dict[str, Any]:
         return about | _published(content, f"FILE: {path}")
     kind = content.get("kind") if isinstance(content, Mapping) else None
     if not isinstance(kind, str) or kind not in NETWORKS:
-        raise InputError(f"FILE: expected a checkpoint ({', '.join(NETWORKS)} or published), {path} is none")
+        raise InputError(f"FILE: expected a checkpoint ({', '.join(NETWORKS)} or published), {path} is not one")
     ours = _ours(check_kind(content, path, kind, "FILE"), kind)
     return about | _plain(ours) | {"format_version": content["format_version"]}
 
@@ -126,7 +126,7 @@ def _published(content: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def possible_frames(velocity: VelocityLayout, visual: VisualLayout | None) -> list[list[int]]:
-    """Every [obs_horizon, state_dim] that the width of the features allows: G = o * (V + S)."""
+    """Return every [obs_horizon, state_dim] that the width of the features allows: G = o * (V + S)."""
     visual_dim = visual.visual_dim if visual is not None else 0
     width = velocity.feature_dim
     horizons = range(1, width // (visual_dim + 1) + 1)
@@ -146,7 +146,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def print_table(report: Mapping[str, Any]) -> None:
-    """The report for a person, on standard output."""
+    """Print the report for a person."""
     table = Table(show_header=False)
     for name, value in report.items():
         if isinstance(value, Mapping):
@@ -178,12 +178,12 @@ def _plain(value: Any) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``dsrl checkpoint inspect FILE [--json]``: returns the exit status, 2 where something given is wrong."""
-    parser = OneLineParser(prog=PROG, description="What a checkpoint holds.", allow_abbrev=False)
+    """Run ``dsrl checkpoint inspect FILE [--json]``; return the exit status, 2 where something given is wrong."""
+    parser = OneLineParser(prog=PROG, description="Show what a checkpoint holds.", allow_abbrev=False)
     actions = parser.add_subparsers(dest="action", required=True, metavar="inspect")
     command = actions.add_parser("inspect", help="kind, shapes, counters and sizes", allow_abbrev=False)
     command.add_argument("file", type=Path, metavar="FILE", help="a base policy or a latent policy")
-    command.add_argument("--json", action="store_true", help="print JSON rather than a table")
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     try:
         options = parser.parse_args(argv)
         report = inspect(options.file)

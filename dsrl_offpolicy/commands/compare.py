@@ -33,7 +33,7 @@ FILES = ("compare.json", "compare.csv", "compare.png")
 
 
 def evaluated(run: RunFolder) -> EvaluatedRun:
-    """A run's evaluations as arrays."""
+    """Return a run's evaluations as arrays."""
     columns = {
         name: np.array([row[name] for row in run.evaluations], dtype=float) for name in ("env_steps", *RATES)
     }
@@ -44,7 +44,7 @@ def evaluated(run: RunFolder) -> EvaluatedRun:
 
 
 def read_groups(folders: Sequence[Path], named: Sequence[Sequence[str]]) -> dict[str, list[RunFolder]]:
-    """Runs by group: told apart by their settings, or as named.
+    """Return runs by group: told apart by their settings, or as named.
 
     Args:
         folders: run folders to be grouped.
@@ -69,7 +69,7 @@ def read_groups(folders: Sequence[Path], named: Sequence[Sequence[str]]) -> dict
 
 
 def write(comparison: Comparison, folder: Path) -> None:
-    """``compare.json``, ``compare.csv`` (the curves of the groups) and ``compare.png``.
+    """Write ``compare.json``, ``compare.csv`` (the curves of the groups) and ``compare.png``.
 
     Raises:
         InputError: one of them exists, or the folder cannot be written.
@@ -122,7 +122,7 @@ def check_free(folder: Path) -> None:
 
 
 def print_tables(comparison: Comparison) -> None:
-    """The comparison for a person, on standard output."""
+    """Print the comparison for a person."""
     console = Console(width=None if sys.stdout.isatty() else 130, markup=False, highlight=False)
     first, last = f"{comparison.first_env_step:,}", f"{comparison.last_env_step:,}"
     console.print(f"Success at {last} env steps, and its mean from {first} to {last} (area), in per cent")
@@ -207,18 +207,22 @@ def _runs(group: GroupNumbers) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog=PROG,
-        description="Stage 2 over seeds: groups of runs with intervals, and against each other.",
+        description="Compare Stage 2 runs over seeds: groups with intervals, and against each other.",
         epilog="Runs are grouped by their settings; --group says which belong together instead.",
         allow_abbrev=False,
     )
-    parser.add_argument("folders", type=Path, nargs="*", metavar="RUN_DIR", help="of Stage 2, or a quickstart's")
+    parser.add_argument(
+        "folders", type=Path, nargs="*", metavar="RUN_DIR", help="run folder of Stage 2 or of a quickstart"
+    )
     parser.add_argument(
         "--group", action="append", nargs="+", default=[], metavar=("NAME", "RUN_DIR"),
         help="a group's name and its run folders; once per group",
     )  # fmt: skip
     parser.add_argument("--level", type=float, default=0.8, help="success to reach, in (0, 1]; default 0.8")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help=f"also write {', '.join(FILES)} there")
-    parser.add_argument("--json", action="store_true", help="print JSON rather than tables")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help=f"also write {', '.join(FILES)} into this folder"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return parser
 
 
@@ -252,7 +256,7 @@ def _mixtures(groups: Mapping[str, Sequence[RunFolder]]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``dsrl compare RUN_DIR... [--flags]``: returns the exit status, 2 where something given is wrong."""
+    """Run ``dsrl compare RUN_DIR... [--flags]``; return the exit status, 2 where something given is wrong."""
     try:
         run(_parser().parse_intermixed_args(argv))
     except InputError as error:

@@ -104,7 +104,7 @@ def _print_verdicts(run: RunFolder, verdicts: Sequence[Verdict]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``dsrl doctor RUN_DIR [--json]`` or ``dsrl doctor env [--flags]``; returns the exit status."""
+    """Run ``dsrl doctor RUN_DIR [--json]`` or ``dsrl doctor env [--flags]``; return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)

@@ -16,7 +16,7 @@ from dsrl_offpolicy.envs.vector import inspect_env, make_vector_env
 
 
 def examine_environment(spec: EnvSpec, seconds: float) -> dict[str, Any]:
-    """Simulator, render device, spaces and speed of one environment, as plain values.
+    """Return simulator, render device, spaces and speed of one environment, as plain values.
 
     Args:
         spec: what to build; where the family has images, it is examined with states and with images.

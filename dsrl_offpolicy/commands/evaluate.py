@@ -110,7 +110,7 @@ def _best_constant(
 
 
 def write_table(folder: Path, results: Mapping[str, EvaluationSummary]) -> None:
-    """``evaluation.csv`` (a row a policy) and ``evaluation.json``."""
+    """Write ``evaluation.csv`` (a row per policy) and ``evaluation.json``."""
     rows: list[dict[str, Any]] = []
     for name, result in results.items():
         numbers = {column.replace("return", "episode_return"): value for column, value in result.numbers().items()}
@@ -123,7 +123,7 @@ def write_table(folder: Path, results: Mapping[str, EvaluationSummary]) -> None:
 
 
 def print_table(results: Mapping[str, EvaluationSummary], title: str) -> None:
-    """The table for a person, on standard output."""
+    """Print the table for a person."""
     table = Table(title=title)
     table.add_column("policy")
     for heading in ("success once", "success at end", "return", "length"):

@@ -57,7 +57,7 @@ def run(config: QuickstartConfig) -> Path:
     if resume is not None:
         config = config_of_run(config, "quickstart.yaml")
         if (resume / "summary.json").exists():
-            raise InputError(f"resume: expected a run that was interrupted, {resume} is at its end")
+            raise InputError(f"resume: expected a run that was interrupted, {resume} has finished")
     generate_demos.check_task("task", config.task)
     folder = resume or create_run_folder(config.out, f"quickstart-{config.task}-seed{config.seed}")
     logs = _logs_so_far(folder) if resume is not None else None
@@ -66,7 +66,7 @@ def run(config: QuickstartConfig) -> Path:
             summary = _run_stages(config, folder, tracker)
         except (Interrupted, KeyboardInterrupt) as error:
             number = stop.requested or (error.number if isinstance(error, Interrupted) else signal.SIGINT)
-            raise Interrupted(number, f"to go on: dsrl quickstart --resume {folder}") from None
+            raise Interrupted(number, f"resume with: dsrl quickstart --resume {folder}") from None
     _print_summary(summary, folder)
     return folder
 
@@ -134,7 +134,7 @@ def _stage(stage: Stage, run_stage: Callable[[Job], Path], config: Job) -> Path:
         return folder
     if stage.saves(folder).exist():
         return run_stage(type(config)(resume=folder))  # type: ignore[call-arg]
-    print(f"note: {folder} was interrupted before its first save; it is dropped and begins anew", file=sys.stderr)
+    print(f"note: {folder} was interrupted before its first save; it starts over", file=sys.stderr)
     shutil.rmtree(folder)
     return run_stage(config)
 

@@ -1,0 +1,1 @@
+"""Settings of every job: fields that are flags, their ranges, and YAML files with the same defaults."""

@@ -48,61 +48,60 @@ RewardMode = Literal["sparse", "dense", "normalized_dense"]
 
 @dataclass(frozen=True, kw_only=True)
 class DemosConfig:
-    """dsrl demos: demonstrations from MetaWorld's imperfect scripted experts or ManiSkill's motion planner."""
+    """dsrl demos: record MetaWorld's imperfect scripted experts or ManiSkill's motion planner."""
 
     env_id: str = "pick-place-v3"
     """A MetaWorld task with a scripted expert, or a ManiSkill task with a motion planner."""
     out: Path | None = None
     """HDF5 file, which must not exist yet. Default: demos/<env_id>-seed<seed>.h5."""
     seed: Index = 1
-    """Seeds starts and errors."""
+    """Seed of starts and errors."""
     episodes: Count = 60
-    """Demonstrations; a scripted expert's failures are kept, a planner's are not."""
+    """Demonstrations to record; a scripted expert's failures are kept, a planner's are not."""
     control_mode: str | None = None
-    """ManiSkill: what the actions are. Default: pd_ee_delta_pose; MetaWorld has only pd_ee_delta_pos."""
+    """ManiSkill's controller. Default: pd_ee_delta_pose; MetaWorld has only pd_ee_delta_pos."""
     demonstrator: Literal["auto", "scripted", "planner"] = "auto"
-    """Who demonstrates. MetaWorld: a scripted expert; ManiSkill: a motion planner, or (LiftPegUpright-v1 only) a
-    scripted expert."""
+    """Who demonstrates: MetaWorld has scripted experts, ManiSkill a motion planner, LiftPegUpright-v1 both."""
     obs_mode: Literal["state", "rgb"] = "state"
     """ManiSkill: record flat states, or images beside them."""
     reward_mode: Literal["normalized_dense", "dense", "sparse"] = "normalized_dense"
-    """ManiSkill: which of its rewards to record."""
+    """ManiSkill: which reward to record."""
     max_episode_steps: Steps = 1000
     """ManiSkill: env steps until the recording's time limit; longer plans are dropped."""
     robot_uids: str | None = None
     """LiftPegUpright-v1's scripted expert: ManiSkill's robot (panda_wristcam has a camera at its wrist);
     default: the task's own."""
     demo_steps: Steps = 150
-    """Scripted expert: env steps after which it gives up without success."""
+    """Scripted expert: env steps after which it gives up."""
     action_noise: NotNegative = 0.1
     """Scripted expert: standard deviation of the noise on its actions."""
     noise_correlation: Decay = 0.5
-    """Of that noise from one env step to the next, in [0, 1)."""
+    """Correlation of that noise from one env step to the next, in [0, 1)."""
     wrong_goal_prob: Share = 0.4
     """Probability that an episode chases a wrong sub-goal."""
     wrong_goal_offset: tuple[Finite, Finite, Finite] = (0.06, 0.0, 0.0)
-    """Metres by which such an episode misplaces the object."""
+    """Metres by which the expert misplaces the object in such an episode."""
     wrong_goal_mirror: bool = False
-    """Draw the sign of that offset at random for each such episode."""
+    """Draw the sign of that offset at random in each such episode."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage0Config(OfflineConfig, SimulatorConfig):
-    """dsrl pretrain: the AWSC base policy and its action critic, from demonstrations."""
+    """dsrl pretrain: train the AWSC base policy and its action critic from demonstrations."""
 
     kind: ClassVar[RunKind] = "stage0"
     demo_path: Path | None = None
     """File of demonstrations: ManiSkill's HDF5 (its JSON beside it), or of another format."""
     demo_format: str = "auto"
-    """Format of that file: a known one, or module:Class of your own; auto asks the known ones."""
+    """Format of that file: maniskill_hdf5, module:Class of your own, or auto to try the known ones."""
     num_demos: Count | None = None
-    """Use only the first so many trajectories."""
+    """Use only the first N trajectories."""
     obs_horizon: Count = 1
     """Stacked frames."""
     pred_horizon: Count = 8
-    """Rows of a chunk."""
+    """Rows of an action chunk."""
     act_horizon: Count = 8
-    """Rows that are executed."""
+    """Rows of a chunk that are executed."""
     velocity_net: Literal["mlp", "unet"] = "mlp"
     """MLP for small state tasks, or the published 1-D U-Net."""
     velocity_widths: Widths = (256, 256, 256)
@@ -120,9 +119,9 @@ class Stage0Config(OfflineConfig, SimulatorConfig):
     reward_mode: RewardMode = "sparse"
     """-1 per env step until success, or the rewards of the file."""
     reward_scale: Positive = 1.0
-    """Factor on rewards; recorded with Q^A."""
+    """Factor on rewards, stored with Q^A."""
     end_on_success: bool = True
-    """Cut demonstrations after their first success, which terminates."""
+    """Cut demonstrations at their first success, which counts as a termination."""
     total_iters: Steps = 5000
     """Gradient steps."""
     batch_size: Several = 256
@@ -130,46 +129,46 @@ class Stage0Config(OfflineConfig, SimulatorConfig):
     lr: Positive = 1e-3
     """AdamW's learning rate, decayed to 0 by a cosine."""
     ema_decay: Decay = 0.999
-    """Of the velocity network's average."""
+    """Decay of the velocity network's moving average."""
     consistency_fraction: Decay = 0.25
     """Share of a batch that trains self-consistency."""
     visual_dim: Count = 64
-    """Features of a frame's images, where demonstrations have them."""
+    """Features per frame of images, where demonstrations have them."""
     visual_pool: Literal["flatten", "max"] = "flatten"
-    """How the image encoder ends: every place of its last map, or (as published) each channel's maximum."""
+    """Last layer of the image encoder: all of its last feature map, or (as published) each channel's maximum."""
     encoder_iters: Steps = 3000
     """Gradient steps that train the image encoder with the flow, before it is frozen and total_iters begin."""
     encoder_batch_size: Count = 32
-    """Windows per such step."""
+    """Windows per gradient step of the encoder."""
     encoder_lr: Positive = 5e-4
-    """AdamW's learning rate there, decayed to 0 by a cosine."""
+    """AdamW's learning rate of the encoder, decayed to 0 by a cosine."""
     image_shift: CountOrNone = 0
-    """Pixels by which images are shifted at random there; from a fixed camera one can be a centimetre."""
+    """Random shift of images while the encoder trains, in pixels; one can be a centimetre."""
     advantage_temperature: Positive = 10.0
-    """beta of the weights exp(A / beta); inf weighs all demonstrations alike."""
+    """beta of the weights exp(A / beta); inf weighs all demonstrations equally."""
     max_weight: Positive = 20.0
-    """Upper bound of those weights before they are normalised."""
+    """Upper bound of those weights before normalisation."""
     expectile: InnerShare = 0.7
-    """Of the value function (IQL)."""
+    """Expectile of the value function (IQL)."""
     critic_tau: Rate = 0.005
-    """Polyak rate of Q^A's targets."""
+    """Polyak rate of Q^A's target networks."""
     eval_episodes: CountOrNone = 0
-    """Episodes of the finished base policy with prior noise; 0 for none."""
+    """Episodes in which the finished base policy is evaluated with prior noise; 0 for none."""
     eval_end_on_success: bool = False
     """End those episodes at the first success."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage1Config(OfflineConfig, EvaluationConfig, SteeringConfig, LatentCriticConfig, BasePolicyConfig):
-    """dsrl stage1: warm-start of the latent policy by advantage-weighted likelihood, offline."""
+    """dsrl stage1: warm-start the latent policy offline, by advantage-weighted likelihood."""
 
     kind: ClassVar[RunKind] = "stage1"
     demo_path: Path | None = None
     """File of demonstrations: ManiSkill's HDF5 (its JSON beside it), or of another format."""
     demo_format: str = "auto"
-    """Format of that file: a known one, or module:Class of your own; auto asks the known ones."""
+    """Format of that file: maniskill_hdf5, module:Class of your own, or auto to try the known ones."""
     num_demos: Count | None = None
-    """Use only the first so many trajectories."""
+    """Use only the first N trajectories."""
     total_iters: Steps = 100000
     """Gradient steps."""
     batch_size: Count = 256
@@ -179,8 +178,8 @@ class Stage1Config(OfflineConfig, EvaluationConfig, SteeringConfig, LatentCritic
     num_candidates: Several = 32
     """M, latents per state."""
     candidate_pool: CountOrNone | Literal["auto"] = "auto"
-    """Candidates per state that are decoded once and drawn from; 0 decodes fresh ones at every gradient step. auto
-    is up to 4 M, where that saves half of the decoding or more and fits into 1 GiB, else 0."""
+    """Candidates per state to decode once and draw from; 0 decodes fresh ones at every gradient step.
+    auto takes up to 4 M where that saves at least half of the decoding and fits into 1 GiB, else 0."""
     kappa: NotNegative = 1.0
     """Pessimism: mean - kappa * std over Q^A's heads."""
     tau: Positive = 5.0
@@ -192,7 +191,7 @@ class Stage1Config(OfflineConfig, EvaluationConfig, SteeringConfig, LatentCritic
     kl_coef: NotNegative = 1e-3
     """Coefficient of KL(pi || prior)."""
     max_decode: Count = 16384
-    """Latents decoded in one call at most (bounds memory)."""
+    """Most latents decoded in one call (bounds memory)."""
     distill_q: bool = False
     """Also distil Q^W from Q^A, head by head."""
     critic_lr: Positive = 3e-4
@@ -200,9 +199,9 @@ class Stage1Config(OfflineConfig, EvaluationConfig, SteeringConfig, LatentCritic
     distill_chunks: Count = 4
     """Critic steps per policy step, on disjoint parts of its candidates."""
     held_out_fraction: InnerShare = 0.1
-    """Share of the episodes kept for verification."""
+    """Share of the episodes held out for verification."""
     verify_states: Count = 256
-    """Held-out states on which E[Q] is compared."""
+    """Held-out states on which E[Q] of policy and prior is compared."""
     verify_samples: Count = 32
     """Latents per such state."""
     eval_freq: StepsOrNone = 20000
@@ -210,7 +209,7 @@ class Stage1Config(OfflineConfig, EvaluationConfig, SteeringConfig, LatentCritic
     eval_episodes: Count = 20
     """Episodes per evaluation."""
     eval_deterministic: bool = True
-    """Evaluate the mean of the latent policy rather than samples."""
+    """Evaluate the latent policy's mean rather than samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,31 +220,31 @@ class Stage2LoopConfig(TrackedConfig, ResumableConfig, EvaluationConfig, Steerin
     algo: str = "sac"
     """Algorithm: sac, or module:Class of your own."""
     save_freq: StepsOrNone = 10000
-    """Env steps between two saves of the whole run; 0 saves it only when it ends or is stopped."""
+    """Env steps between saves of the whole run; 0 saves only when it ends or is stopped."""
     stage1_checkpoint: Path | None = None
-    """Latent policy of Stage 1 to start from; default: start from the prior."""
+    """Latent policy of Stage 1 to start from; default: the prior."""
     init_critic: bool = False
-    """Start Q^W from the one distilled in Stage 1."""
+    """Start Q^W from the one that Stage 1 distilled (--distill_q)."""
     total_timesteps: Steps = 500000
     """Env steps."""
     warmup_steps: StepsOrNone = 5000
     """Env steps before updates start."""
     warmup_policy: Literal["prior", "stage1"] = "prior"
-    """Who acts until then."""
+    """Who acts during the warm-up: the prior, or the policy of Stage 1."""
     utd_ratio: Positive = 20.0
     """Gradient steps per macro-transition stored."""
     critic_burnin_steps: StepsOrNone = 0
-    """Critic-only gradient steps on the warm-up's transitions, before the ratio starts to count."""
+    """Critic-only gradient steps on the warm-up's transitions, before utd_ratio counts."""
     actor_update_every: Steps = 1
     """Gradient steps per actor and temperature step."""
     batch_size: Count = 256
     """Macro-transitions per gradient step."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the learner (torch.compile): auto for runs long enough to win back the time that takes."""
+    """Compile the learner (torch.compile); auto does so in runs long enough to recover the compile time."""
     replay_buffer_size: Capacity = 100000
     """Capacity in macro-transitions."""
     anneal_from: Share = 1.0
-    """Fraction of total_timesteps from which actor_lr and critic_lr fall linearly to 0; 1 keeps them."""
+    """Fraction of total_timesteps from which actor_lr and critic_lr fall linearly to 0; 1 keeps them constant."""
     gamma: Rate = 0.99
     """Discount per env step."""
     reward_mode: RewardMode = "sparse"
@@ -255,71 +254,71 @@ class Stage2LoopConfig(TrackedConfig, ResumableConfig, EvaluationConfig, Steerin
     end_on_success: bool = True
     """Success terminates training episodes."""
     train_episode_steps: Steps | None = None
-    """Env steps after which a training episode is truncated (it bootstraps; evaluations keep their own limit).
+    """Env steps after which a training episode is truncated (and bootstraps); evaluations keep their own limit.
     Default: max_episode_steps."""
     eval_freq: StepsOrNone = 10000
     """Env steps between evaluations."""
     eval_episodes: Count = 20
     """Episodes per evaluation."""
     eval_deterministic: bool = True
-    """Evaluate the mean of the latent policy rather than samples."""
+    """Evaluate the latent policy's mean rather than samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig(JobConfig, EvaluationConfig, BasePolicyConfig):
-    """dsrl eval: base policy, controls and latent policies on the same starts, in one table."""
+    """dsrl eval: evaluate base policy, controls and latent policies on the same starts, in one table."""
 
     kind: ClassVar[RunKind] = "eval"
     stage1_checkpoint: Path | None = None
-    """Latent policy of Stage 1 to evaluate, if any."""
+    """Latent policy of Stage 1 to evaluate."""
     stage2_checkpoint: Path | None = None
-    """Latent policy of Stage 2 to evaluate, if any."""
+    """Latent policy of Stage 2 to evaluate."""
     episodes: Count = 100
     """Episodes per row."""
     constants: CountOrNone = 16
-    """Constant noise vectors screened for the control "best constant"; 0 leaves it out."""
+    """Constant noise vectors to screen for the control "best constant"; 0 omits it."""
     screening_episodes: Count = 10
-    """Episodes per screened vector, on starts of their own."""
+    """Episodes per screened vector, on starts that no row reports."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartConfig(ResumableConfig):
-    """dsrl quickstart: demonstrations, Stages 0, 1 and 2 and the final table, on one task."""
+    """dsrl quickstart: run demonstrations, Stages 0, 1 and 2 and the final table on one task."""
 
     kind: ClassVar[RunKind] = "quickstart"
     task: str = "pick-place-v3"
     """MetaWorld task."""
     seed: Index = 1
-    """Seeds everything."""
+    """Seed of everything."""
     out: Path | None = None
     """Run folder, which must not exist yet. Default: runs/quickstart-<task>-seed<seed>."""
     budget: Rate = 1.0
-    """Fraction of gradient steps, env steps and episodes to spend, in (0, 1]; 0.02 is a smoke run."""
+    """Fraction of the gradient steps, env steps and episodes to spend, in (0, 1]; 0.02 is a smoke run."""
     device: str = "auto"
     """Torch device; auto takes CUDA where there is one."""
     torch_threads: Threads = 1
-    """Threads of the learner; every environment process has one of its own."""
+    """Threads of the learner; every environment process has its own."""
     num_envs: Count = 4
-    """Environments, a process each."""
+    """Environments, one process each."""
     track: bool = False
     """Also log to Weights & Biases."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorEnvConfig:
-    """dsrl doctor env: whether an environment works on this machine, its spaces and its speed."""
+    """dsrl doctor env: check that an environment works on this machine; show its spaces and its speed."""
 
     env_id: str = "pick-place-v3"
     """A MetaWorld or ManiSkill task, or any Gymnasium id with a Box action space."""
     env_family: str = "auto"
-    """Who makes the environment: metaworld, maniskill, gymnasium, module:Class of your own, or auto by its id."""
+    """Environment family: metaworld, maniskill, gymnasium, module:Class of your own, or auto (by the id)."""
     control_mode: str | None = None
     """ManiSkill's controller; default: pd_ee_delta_pose."""
     sim_backend: Literal["auto", "physx_cpu", "physx_cuda"] = "auto"
     """ManiSkill's physics; auto takes the GPU where there is one."""
     render_backend: Literal["auto", "cpu", "gpu", "none"] = "auto"
-    """What draws ManiSkill's images; auto follows sim_backend."""
+    """Renderer of ManiSkill's images; auto follows sim_backend."""
     seconds: Positive = 3.0
-    """How long to step for each figure."""
+    """Seconds to step for each measurement."""
     json: bool = False
     """Print JSON."""

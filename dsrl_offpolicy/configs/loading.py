@@ -27,7 +27,7 @@ MAY_BE_INFINITE = ("action_magnitude", "advantage_temperature")
 
 
 def parse_job(job: type[Config], shipped_yaml: str | None, prog: str, argv: Sequence[str]) -> Config:
-    """The config of one job.
+    """Parse the config of one job.
 
     Args:
         job: its dataclass.
@@ -47,7 +47,7 @@ def parse_job(job: type[Config], shipped_yaml: str | None, prog: str, argv: Sequ
 
 
 def override(job: type[Config], shipped_yaml: str | None, values: Mapping[Any, Any], where: str) -> Config:
-    """A job's config from its shipped YAML and a mapping of overrides (as a quickstart section gives them)."""
+    """Build a job's config from its shipped YAML and a mapping of overrides."""
     shipped: dict[Any, Any] = {}
     if shipped_yaml is not None:
         text = resources.files("dsrl_offpolicy.configs").joinpath(shipped_yaml).read_text()
@@ -56,7 +56,7 @@ def override(job: type[Config], shipped_yaml: str | None, values: Mapping[Any, A
 
 
 def read_settings(path: Path) -> dict[Any, Any]:
-    """The settings in a YAML file that exists; an empty file has none.
+    """Read the settings in a YAML file that exists; an empty file has none.
 
     Raises:
         InputError: not readable, no text, no YAML, or no mapping.
@@ -69,7 +69,7 @@ def read_settings(path: Path) -> dict[Any, Any]:
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """A config as plain YAML/JSON values."""
+    """Return a config as plain YAML/JSON values."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Path):

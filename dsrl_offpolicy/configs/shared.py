@@ -20,13 +20,13 @@ class JobConfig:
     """What every job has."""
 
     seed: Index = 1
-    """Seeds networks, sampling, demonstrations and environments."""
+    """Seed of networks, sampling and environments."""
     out: Path | None = None
     """Run folder, which must not exist yet. Default: runs/<job>-<env_id>-seed<seed>."""
     device: str = "auto"
     """Torch device; auto takes CUDA where there is one."""
     torch_threads: Threads = 1
-    """Threads of the learner; every environment process has one of its own."""
+    """Threads of the learner; every environment process has its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +36,11 @@ class TrackedConfig(JobConfig):
     loggers: tuple[str, ...] = ("tensorboard",)
     """Loggers beside metrics.jsonl: tensorboard, wandb, or module:Class of your own."""
     track: bool = False
-    """Also log to Weights & Biases (needs the extra `track`; offline where there is no login)."""
+    """Also log to Weights & Biases (needs the extra `track`; offline without a login)."""
     wandb_project: str = "dsrl_offpolicy"
     """Weights & Biases project."""
     log_freq: Steps = 500
-    """Gradient steps between two rows of metrics."""
+    """Gradient steps between rows of metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class ResumableConfig:
     """What jobs have that go on after an interruption."""
 
     resume: Path | None = None
-    """Run folder of an interrupted run to go on with, under its own settings; no other flag stands beside it."""
+    """Run folder of an interrupted run to resume, with its own settings; allows no other flag."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class OfflineConfig(TrackedConfig, ResumableConfig):
     """What training jobs on demonstrations have besides."""
 
     save_freq: StepsOrNone = 1000
-    """Gradient steps between two saves of the whole run; 0 saves it only when it is stopped."""
+    """Gradient steps between saves of the whole run; 0 saves only when it is stopped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +66,11 @@ class SimulatorConfig:
     env_id: str = "pick-place-v3"
     """A MetaWorld or ManiSkill task, or any Gymnasium id with a Box action space."""
     env_family: str = "auto"
-    """Who makes the environment: metaworld, maniskill, gymnasium, module:Class of your own, or auto by its id."""
+    """Environment family: metaworld, maniskill, gymnasium, module:Class of your own, or auto (by the id)."""
     max_episode_steps: Steps | None = None
     """Env steps until truncation; default: the simulator's own limit."""
     num_envs: Count = 4
-    """Environments: a process each, or one batch on the GPU."""
+    """Environments: one process each, or one batch on the GPU."""
     control_mode: str | None = None
     """ManiSkill's controller; default: that of the demonstrations or the base policy, else pd_ee_delta_pose."""
     obs_mode: ObsMode | None = None
@@ -78,13 +78,13 @@ class SimulatorConfig:
     sim_backend: Literal["auto", "physx_cpu", "physx_cuda"] = "auto"
     """ManiSkill's physics; auto takes the GPU where there is one."""
     render_backend: Literal["auto", "cpu", "gpu", "none"] = "auto"
-    """What draws ManiSkill's images; auto follows sim_backend, and draws nothing for obs_mode state."""
+    """Renderer of ManiSkill's images; auto follows sim_backend, and renders nothing for obs_mode state."""
     image_size: tuple[Count, Count] | None = None
     """Height and width of ManiSkill's images; default: those of the demonstrations or the base policy."""
     robot_uids: str | None = None
     """ManiSkill's robot; default: the task's own."""
     env_timeout: Positive = 300.0
-    """Seconds that an environment process may take for one macro-step or reset; then it is replaced."""
+    """Seconds an environment process may take for a macro-step or reset before it is replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class SteeringConfig:
     """Shape of the latent policy."""
 
     steer_mode: SteerMode = "full"
-    """Steer all rows of the noise, only the executed ones, or one repeated row."""
+    """Steer all rows of the noise, only the executed ones, or one row repeated."""
     action_magnitude: Positive = 2.0
     """b of w = b tanh(u / b); inf is the plain Gaussian."""
     actor_hidden_dims: Widths = (256, 256, 256)
@@ -124,15 +124,15 @@ class BasePolicyConfig:
     """The frozen base policy, and what a published checkpoint does not hold."""
 
     base: str | None = None
-    """Base policy: a file of Stage 0 or a published AWSC checkpoint, kind:path, or module:Class[:argument] of your
-    own file."""
+    """Base policy: a file of Stage 0 or a published AWSC checkpoint, kind:path,
+    or module:Class[:argument] of your own."""
     awsc_checkpoint: Path | None = None
-    """The seed's name for --base, for files."""
+    """Older name of --base, for files."""
     weights: str = "ema_agent.velocity_net"
-    """Weights to take from a published checkpoint: {agent,ema_agent}.{velocity_net,velocity_net_ema}."""
+    """Weights of a published checkpoint to use: {agent,ema_agent}.{velocity_net,velocity_net_ema}."""
     obs_horizon: Count | None = None
-    """Stacked frames, for published checkpoints, which do not hold it; default 2. Our own files know it."""
+    """Stacked frames. Only for published checkpoints, which do not store it; default 2."""
     pred_horizon: Count | None = None
-    """Rows of a chunk, for published checkpoints, which do not hold it; default 16. Our own files know it."""
+    """Rows of a chunk. Only for published checkpoints, which do not store it; default 16."""
     act_horizon: Count | None = None
-    """Rows that are executed, for published checkpoints; default what Q^A takes (8 in most). Our own know it."""
+    """Rows that are executed. Only for published checkpoints; default: what Q^A takes (8 in most)."""

@@ -40,7 +40,7 @@ class Windows:
         return len(self.rows)
 
     def select(self, mask: np.ndarray) -> Windows:
-        """The windows where ``mask`` holds; their rows are still rows of the whole table."""
+        """Return the windows where ``mask`` holds; their rows are still rows of the whole table."""
         return Windows(*(getattr(self, name)[mask] for name in self.__dataclass_fields__))
 
 
@@ -65,17 +65,17 @@ class WindowSpec:
 
 
 def pads_with_zeros(control_mode: str) -> bool:
-    """Whether an action past the end of an episode is "stay": zeros (delta control) or the last action."""
+    """Return whether an action past the end of an episode is "stay": zeros (delta control) or the last action."""
     return "delta" in control_mode
 
 
 def stack_states(trajectories: Sequence[Trajectory]) -> np.ndarray:
-    """The states of all trajectories in order, ``[F, S]`` float32: the table that ``Windows.rows`` index."""
+    """Stack the states of all trajectories, ``[F, S]`` float32: the table that ``Windows.rows`` index."""
     return np.concatenate([t.obs for t in trajectories])
 
 
 def stack_images(trajectories: Sequence[Trajectory]) -> np.ndarray:
-    """The images of all trajectories in order, ``[F, H, W, 3k]`` uint8, read from their file.
+    """Stack the images of all trajectories in order, ``[F, H, W, 3k]`` uint8, read from their file.
 
     Raises:
         InputError: the file is no longer readable.
@@ -90,7 +90,7 @@ def stack_images(trajectories: Sequence[Trajectory]) -> np.ndarray:
 
 
 def stack_poses(trajectories: Sequence[Trajectory]) -> np.ndarray | None:
-    """The poses of all trajectories in order, ``[F, P]`` float32, each column standardised over them; columns that
+    """Stack the poses of all trajectories, ``[F, P]`` float32, each column standardised over them; columns that
     never vary (a table's) are left out. None where there are none, or not of the same objects everywhere."""
     names = {tuple(sorted(t.poses)) if t.poses is not None else () for t in trajectories}
     if len(names) > 1 or not (objects := names.pop()):
@@ -105,7 +105,7 @@ def stack_poses(trajectories: Sequence[Trajectory]) -> np.ndarray | None:
 def cut_windows(
     trajectories: Sequence[Trajectory], control_mode: str, spec: WindowSpec, *, has_gripper: bool = True
 ) -> Windows:
-    """Every window of every trajectory (starts run from -(o-1) to the last step).
+    """Cut every window of every trajectory (starts run from -(o-1) to the last step).
 
     On the left the first observation and action repeat. On the right delta-controlled arms get zeros and, where
     they have a gripper, its last command (the last number of an action); others get the last action. A truncation
@@ -170,7 +170,7 @@ def _rewards(trajectory: Trajectory, spec: WindowSpec) -> np.ndarray:
 
 
 def split_episodes(windows: Windows, held_out_fraction: float) -> tuple[Windows, Windows]:
-    """Windows of the first episodes, and of the last ``held_out_fraction`` of the episodes (at least one).
+    """Return windows of the first episodes, and of the last ``held_out_fraction`` of the episodes (at least one).
 
     Raises:
         InputError: fewer than two episodes.

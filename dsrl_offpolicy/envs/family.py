@@ -87,7 +87,7 @@ class MacroVectorEnv(VectorEnv):
         raise NotImplementedError
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """``step_async`` and ``step_wait``."""
+        """Call ``step_async``, then ``step_wait``."""
         self.step_async(actions)
         return self.step_wait()
 

@@ -114,7 +114,7 @@ def _stack(frames: Sequence[Any]) -> Any:
 
 
 def stacked_space(space: gym.Space, frames: int) -> gym.Space:
-    """The space of a stack of so many frames."""
+    """Return the space of a stack of so many frames."""
     if isinstance(space, gym.spaces.Dict):
         return gym.spaces.Dict({name: stacked_space(part, frames) for name, part in space.items()})
     return space if isinstance(space, gym.spaces.Text) else batch_space(space, frames)

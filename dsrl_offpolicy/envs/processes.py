@@ -102,7 +102,7 @@ class ProcessVectorEnv(MacroVectorEnv):
             self._send(i, "step_async", actions[i : i + 1])
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """What the environments came to; ``info["lost"]`` marks slots whose process was replaced.
+        """Return what the environments came to; ``info["lost"]`` marks slots whose process was replaced.
 
         Raises:
             InputError: a process that is lost several times in a row.
@@ -152,12 +152,12 @@ class ProcessVectorEnv(MacroVectorEnv):
                 return self._start()
             except multiprocessing.TimeoutError as error:
                 raise InputError(
-                    f"environment: expected process {i} to build its environment, it {error}"
+                    f"environment: process {i} could not build its environment, it {error}"
                 ) from error
             except (OSError, EOFError):  # it died while it built its environment
                 continue
         raise InputError(
-            f"environment: expected process {i} to build its environment, it died {MOST_LOSSES + 1} times"
+            f"environment: process {i} could not build its environment, it died {MOST_LOSSES + 1} times"
         )
 
     def _start(self) -> AsyncVectorEnv:
@@ -190,7 +190,7 @@ class ProcessVectorEnv(MacroVectorEnv):
         deadline = time.monotonic() + allowed
         for i in chosen:
             while isinstance(result := self._wait(i, "reset_wait", deadline), str):
-                self._replace(i, result, "its episode begins anew")
+                self._replace(i, result, "its episode starts over")
                 deadline = time.monotonic() + allowed
             self._keep(i, *result)
 
@@ -206,9 +206,7 @@ class ProcessVectorEnv(MacroVectorEnv):
             reason += f" (exit code {process.exitcode})"
         self._losses[i] += 1
         if self._losses[i] > MOST_LOSSES:
-            raise InputError(
-                f"environment: expected process {i} to work, it was lost {self._losses[i]} times running: {reason}"
-            )
+            raise InputError(f"environment: process {i} was lost {self._losses[i]} times in a row: {reason}")
         print(f"note: environment process {i} {reason}; it is replaced, {consequence}", file=sys.stderr)
         try:
             self._slots[i] = self._start()
@@ -303,8 +301,7 @@ class _Slot(AsyncVectorEnv):
 
 def _not_killed(process: Any, reason: str) -> InputError:
     return InputError(
-        f"environment: expected process {process.pid} to work, it {reason}; its family forbids killing it, so it "
-        "is left alone"
+        f"environment: process {process.pid} {reason}; its family forbids killing it, so it is left alone"
     )
 
 

@@ -41,5 +41,5 @@ def is_success(value: Any) -> bool:
 
 
 def no_success(spec: EnvSpec) -> InputError:
-    """What to raise where sparse rewards are asked of an environment that reports no success."""
+    """Return what to raise where sparse rewards are asked of an environment that reports no success."""
     return InputError(f"reward_mode: expected dense for {spec.env_id}, which reports no success, got sparse")

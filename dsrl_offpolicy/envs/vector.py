@@ -30,7 +30,7 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 
 
 def make_env(spec: EnvSpec) -> gym.Env:
-    """One environment stepping single actions (no chunks).
+    """Make one environment stepping single actions (no chunks).
 
     Raises:
         InputError: unknown id, spaces that cannot be steered, or settings that mean nothing for its family.
@@ -45,7 +45,7 @@ def make_env(spec: EnvSpec) -> gym.Env:
 
 
 def make_macro_env(spec: EnvSpec) -> MacroStepEnv:
-    """One macro-step environment in this process."""
+    """Make one macro-step environment in this process."""
     return MacroStepEnv(make_env(spec), spec, lazy_images=family_of(spec).capabilities(spec).lazy_images)
 
 
@@ -63,7 +63,7 @@ def _make_in_process(spec: EnvSpec) -> MacroStepEnv:
 
 
 def make_vector_env(spec: EnvSpec, num_envs: int) -> MacroVectorEnv:
-    """``num_envs`` macro-step environments that never reset by themselves.
+    """Make ``num_envs`` macro-step environments that never reset by themselves.
 
     Reset the ended ones with ``reset(seed=[...], options={"reset_mask": mask})``. Each is a process, held to one
     thread and started by ``forkserver``, because simulators hang or crash after a ``fork``; one that dies or hangs

@@ -1,0 +1,1 @@
+"""Run a policy for seeded episodes, and put an interval on what comes out."""

@@ -62,7 +62,7 @@ def choosing_seeds(episodes: int) -> list[int]:
 
 
 def summarise(outcomes: Sequence[EpisodeOutcome]) -> EvaluationSummary:
-    """Outcomes to rates and means with intervals."""
+    """Turn outcomes into rates and means with intervals."""
     n = len(outcomes)
     return EvaluationSummary(
         episodes=n,
@@ -86,7 +86,7 @@ class NoiseStreams:
         self._generators[slot] = torch.Generator().manual_seed(seed)
 
     def draw(self, slots: int) -> torch.Tensor:
-        """``[slots, T, A]``."""
+        """Return ``[slots, T, A]``."""
         return torch.stack([torch.randn(self._shape, generator=self._generators[slot]) for slot in range(slots)])
 
 
@@ -120,7 +120,7 @@ def run_episodes(
     seeds: Sequence[int],
     device: torch.device | str = "cpu",
 ) -> list[EpisodeOutcome]:
-    """One episode per seed, in the order of ``seeds``. An episode whose environment process is lost begins again.
+    """Run one episode per seed, in that order. An episode whose environment process is lost starts over.
 
     Args:
         env: macro-step environments that do not reset by themselves (``envs.make_vector_env``). Those with

@@ -22,13 +22,13 @@ class Interval:
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a success rate (Wilson, 1927)."""
+    """Return Wilson's score interval of a success rate (Wilson, 1927)."""
     result = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
     return Interval(successes / trials, float(result.low), float(result.high))
 
 
 def mean_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
-    """Student's t interval of a mean. One value has none; values without spread give a point."""
+    """Return Student's t interval of a mean. One value has none; values without spread give a point."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return Interval(mean)

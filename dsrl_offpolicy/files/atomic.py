@@ -31,7 +31,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise InputError(f"{path}: expected a file that can be written, got: {_problem(path, error)}") from error
+        raise InputError(f"{path}: cannot be written: {_problem(path, error)}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

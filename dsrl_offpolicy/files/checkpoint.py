@@ -50,7 +50,7 @@ def save_checkpoint(path: Path, kind: str, content: Mapping[str, Any]) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -156,7 +156,7 @@ def load_checkpoint(
 
 
 def check_kind(content: Any, path: Path, kind: str, flag: str) -> dict[str, Any]:
-    """The content of a file that was read, once it is of ``kind``, brought to this format version.
+    """Return the content of a file that was read, once it is of ``kind``, brought to this format version.
 
     Raises:
         InputError: another kind or an unknown format version.
@@ -206,7 +206,7 @@ def check_weights(
     where: str,
     stored_name: Callable[[str], str] = lambda name: name,
 ) -> None:
-    """What :func:`load_weights` checks beforehand; ``module`` may be on the device ``meta``."""
+    """Check what :func:`load_weights` checks beforehand; ``module`` may be on the device ``meta``."""
     if not isinstance(weights, Mapping):
         raise InputError(f"{where}: expected tensors by name, got {shown(weights)}")
     expected = {stored_name(name): value for name, value in module.state_dict().items()}

@@ -40,7 +40,7 @@ MIGRATIONS: dict[int, Callable[[str, Content], Content]] = {1: _count_lost_macro
 
 
 def migrate(content: Content, kind: str, flag: str, where: str) -> Content:
-    """The content of a file as ``FORMAT_VERSION`` would have written it.
+    """Return the content of a file as ``FORMAT_VERSION`` would have written it.
 
     Args:
         content: what the file holds; it is left as it is.
@@ -66,6 +66,6 @@ def migrate(content: Content, kind: str, flag: str, where: str) -> Content:
             content = MIGRATIONS[step](kind, content)
         except (LookupError, TypeError, AttributeError) as error:
             raise InputError(
-                f"{flag}: expected a {kind} file of format version {version}, {where} does not hold what one does"
+                f"{flag}: expected a {kind} file of format version {version}, {where} lacks what such a file holds"
             ) from error
     return {**content, "format_version": FORMAT_VERSION}

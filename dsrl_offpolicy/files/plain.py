@@ -29,7 +29,7 @@ _NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false",
 
 
 def checked(values: Any, cls: Any, where: str, *, strict: bool = True) -> Any:
-    """Values from outside as the type that they should be; lists stand for tuples.
+    """Convert values from outside to the type that they should be; lists stand for tuples.
 
     A whole number is a float; a truth value is no number.
 
@@ -47,7 +47,7 @@ def checked(values: Any, cls: Any, where: str, *, strict: bool = True) -> Any:
     except msgspec.ValidationError as error:
         raise InputError(": ".join(filter(None, (where, _explained(str(error), values, cls))))) from error
     except READ_ERRORS as error:  # it takes a tensor for a mapping
-        raise InputError(f"{where}: expected values of their types, got: {type(error).__name__}") from error
+        raise InputError(f"{where}: a value has the wrong type ({type(error).__name__})") from error
 
 
 def _from_text(cls: type, value: Any) -> Any:
@@ -76,7 +76,7 @@ def _explained(said: str, values: Any, cls: Any) -> str:
 
 
 def is_finite_number(value: Any) -> bool:
-    """Whether a value is a number, not beyond 64 bits where it is whole, and neither NaN nor infinity."""
+    """Return whether a value is a number, not beyond 64 bits where it is whole, and neither NaN nor infinity."""
     try:
         return msgspec.convert(value, Number) is not None
     except msgspec.ValidationError:
@@ -100,7 +100,7 @@ def check_fields(values: Any, hints: Mapping[str, Any], where: str, optional: Co
 
 
 def from_plain(cls: type[T], values: Any, where: str) -> T:
-    """A dataclass from the mapping that a file holds.
+    """Build a dataclass from the mapping that a file holds.
 
     Raises:
         InputError: fields that are missing, unknown or of another type.
@@ -114,7 +114,7 @@ def from_plain(cls: type[T], values: Any, where: str) -> T:
 
 
 def shown(value: Any) -> str:
-    """A value for an error: short, and on one line."""
+    """Return a value as an error shows it: short, and on one line."""
     brief = isinstance(value, float | None) or (isinstance(value, int) and abs(value) < 2**64)
     if brief or (isinstance(value, str) and len(value) <= 60):
         return repr(value)

@@ -23,20 +23,20 @@ TENSOR, TUPLE, ITEMS = "__tensor__", "__tuple__", "__items__"
 
 
 def is_tensor_file(path: Path) -> bool:
-    """Whether a file begins as a safetensors file does: eight bytes of length, then JSON."""
+    """Return whether a file begins as a safetensors file does: eight bytes of length, then JSON."""
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
 
 
 def tensor_file(content: Mapping[str, Any]) -> bytes:
-    """The bytes of a file that holds tensors and plain values."""
+    """Return the bytes of a file that holds tensors and plain values."""
     tensors: dict[str, Tensor] = {}
     plain = _without_tensors(content, "", tensors)
     return save(tensors, {HEADER: json.dumps({DIGEST: _digest(plain, tensors), **plain})})
 
 
 def read_tensor_file(path: Path, device: str | torch.device, *, memory_map: bool = False) -> dict[str, Any]:
-    """What :func:`tensor_file` wrote.
+    """Read what :func:`tensor_file` wrote.
 
     Args:
         path: the file.

@@ -1,0 +1,1 @@
+"""Networks, the layout of the steered latent, and ways to choose latents."""

@@ -14,7 +14,7 @@ SteerMode = Literal["full", "act_horizon", "repeat"]
 
 
 def squash(u: Tensor, magnitude: float) -> Tensor:
-    """``b * tanh(u / b)``: the identity for |u| << b, and exactly the identity for b = inf."""
+    """Return ``b * tanh(u / b)``: the identity for |u| << b, and exactly the identity for b = inf."""
     return u if math.isinf(magnitude) else magnitude * torch.tanh(u / magnitude)
 
 
@@ -47,7 +47,7 @@ class LatentLayout:
         return self.rows * self.action_dim
 
     def select(self, full: Float[Tensor, "B T A"]) -> Float[Tensor, "B L"]:
-        """The steered part of a full noise tensor."""
+        """Return the steered part of a full noise tensor."""
         if self.mode == "full":
             part = full
         elif self.mode == "act_horizon":
@@ -57,7 +57,7 @@ class LatentLayout:
         return part.reshape(full.shape[0], self.dim)
 
     def expand(self, latent: Float[Tensor, "B L"], noise: Float[Tensor, "B T A"]) -> Float[Tensor, "B T A"]:
-        """The noise to decode: ``latent`` where it steers, the prior elsewhere.
+        """Return the noise to decode: ``latent`` where it steers, the prior elsewhere.
 
         Args:
             latent: steered part, already squashed.
@@ -73,5 +73,5 @@ class LatentLayout:
         return full
 
     def prior(self, noise: Float[Tensor, "B T A"]) -> Float[Tensor, "B L"]:
-        """Steered latents drawn from the prior: the squashed standard normal (algorithms: prior push-forward)."""
+        """Draw steered latents from the prior: the squashed standard normal (its push-forward)."""
         return squash(self.select(noise), self.magnitude)

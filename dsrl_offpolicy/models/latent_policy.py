@@ -49,11 +49,11 @@ class LatentPolicy(nn.Module):
         return Gaussian(mean, torch.where(raw > 0, above, below))
 
     def squash(self, u: Float[Tensor, "*N L"]) -> Float[Tensor, "*N L"]:
-        """From the pre-squash latent u to w."""
+        """Map the pre-squash latent u to w."""
         return squash(u, self.layout.magnitude)
 
     def log_prob(self, dist: Gaussian, u: Float[Tensor, "*N L"]) -> Float[Tensor, "*N"]:
-        """log pi(w|s) of ``w = squash(u)``: the Gaussian density of u less the log-Jacobian of the squash.
+        """Return log pi(w|s) of ``w = squash(u)``: the Gaussian density of u less the log-Jacobian of the squash.
 
         Leading dimensions of u broadcast against the batch of ``dist``.
         """
@@ -70,19 +70,19 @@ class LatentPolicy(nn.Module):
     def sample(
         self, dist: Gaussian, noise: Float[Tensor, "B L"]
     ) -> tuple[Float[Tensor, "B L"], Float[Tensor, " B"]]:
-        """Reparameterised w and its log-probability, from standard-normal noise."""
+        """Return reparameterised w and its log-probability, from standard-normal noise."""
         u = dist.mean + torch.exp(dist.log_sigma) * noise
         return self.squash(u), self.log_prob(dist, u)
 
     def kl_to_prior(self, dist: Gaussian) -> Float[Tensor, " B"]:
-        """KL(pi(.|s) || prior), closed form: the squash is a bijection and cancels."""
+        """Return KL(pi(.|s) || prior), closed form: the squash is a bijection and cancels."""
         return 0.5 * (dist.mean.square() + torch.exp(2 * dist.log_sigma) - 1 - 2 * dist.log_sigma).sum(-1)
 
     @torch.no_grad()
     def act(
         self, features: Float[Tensor, "B D"], noise: Float[Tensor, "B T A"], deterministic: bool = False
     ) -> Float[Tensor, "B L"]:
-        """Steered latents; ``deterministic`` takes the squashed mean."""
+        """Return steered latents; ``deterministic`` takes the squashed mean."""
         dist = self(features)
         u = dist.mean if deterministic else dist.mean + torch.exp(dist.log_sigma) * self.layout.select(noise)
         return self.squash(u)

@@ -58,7 +58,7 @@ class LatentCritic(nn.Module):
 
     @torch.no_grad()
     def polyak_update(self, polyak_tau: float) -> None:
-        """``target <- (1 - tau) target + tau online``."""
+        """Set ``target <- (1 - tau) target + tau online``."""
         torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), polyak_tau)
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from dsrl_offpolicy.models.latent_policy import LatentPolicy
 
 
 def prior_source() -> LatentSource:
-    """The base policy as it was trained: noise from N(0, I)."""
+    """Return the base policy as it was trained: noise from N(0, I)."""
 
     def choose(features: Tensor, noise: Tensor) -> Tensor:
         return noise
@@ -20,7 +20,7 @@ def prior_source() -> LatentSource:
 
 
 def squashed_prior_source(layout: LatentLayout) -> LatentSource:
-    """The prior as a fresh latent policy samples it: squashed, on the steered rows of ``layout``."""
+    """Return the prior as a fresh latent policy samples it: squashed, on the steered rows of ``layout``."""
 
     def choose(features: Tensor, noise: Tensor) -> Tensor:
         return layout.expand(layout.prior(noise), noise)
@@ -29,7 +29,7 @@ def squashed_prior_source(layout: LatentLayout) -> LatentSource:
 
 
 def constant_source(latent: Tensor) -> LatentSource:
-    """The same latent ``[T, A]`` in every state; zeros are the control w = 0."""
+    """Return the same latent ``[T, A]`` in every state; zeros are the control w = 0."""
 
     def choose(features: Tensor, noise: Tensor) -> Tensor:
         return latent.to(noise).expand_as(noise)
@@ -38,7 +38,7 @@ def constant_source(latent: Tensor) -> LatentSource:
 
 
 def policy_source(policy: LatentPolicy, *, deterministic: bool) -> LatentSource:
-    """A latent policy; rows that it does not steer come from the prior."""
+    """Return a latent policy; rows that it does not steer come from the prior."""
 
     @torch.no_grad()
     def choose(features: Tensor, noise: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class SinusoidalEmbedding(nn.Module):
 def mlp(
     in_dim: int, hidden_dims: Sequence[int], out_dim: int, activation: type[nn.Module], *, layer_norm: bool
 ) -> nn.Sequential:
-    """Linear layers with an activation (and optionally LayerNorm before it) between them."""
+    """Build linear layers with an activation (and optionally LayerNorm before it) between them."""
     layers: list[nn.Module] = []
     for width in hidden_dims:
         layers.append(nn.Linear(in_dim, width))

@@ -99,7 +99,7 @@ def build_velocity_network(
     *,
     use_step_size: bool = True,
 ) -> MLPVelocity | UNetVelocity:
-    """The velocity network that a Stage 0 configuration names; only a U-Net can leave the step size out."""
+    """Build the velocity network that a Stage 0 configuration names; only a U-Net can leave the step size out."""
     if kind == "unet":
         return UNetVelocity(action_dim, pred_horizon, feature_dim, widths, embed_dim, use_step_size=use_step_size)
     return MLPVelocity(action_dim, pred_horizon, feature_dim, widths, embed_dim)
@@ -111,7 +111,7 @@ def integrate(
     features: Float[Tensor, "B D"],
     steps: int,
 ) -> Float[Tensor, "B T A"]:
-    """Euler integration from noise (t = 0) to an action chunk (t = 1) in ``steps`` equal steps, clamped."""
+    """Integrate by Euler from noise (t = 0) to an action chunk (t = 1) in ``steps`` equal steps, clamped."""
     x = noise
     step = torch.full((noise.shape[0],), 1 / steps, dtype=noise.dtype, device=noise.device)
     for i in range(steps):

@@ -65,7 +65,7 @@ class VisualEncoder(nn.Module):
         self.scale.copy_((squares / len(images) - self.mean.square()).mean().clamp(min=1e-6).sqrt())
 
     def forward(self, images: UInt8[Tensor, "N height width C"]) -> Float[Tensor, "N V"]:
-        """Features of images; intensities are always divided by 255, whatever the batch holds."""
+        """Return features of images; intensities are always divided by 255, whatever the batch holds."""
         pixels = images.float() / 255
         if self.image_size is not None:
             pixels = (pixels - self.mean) / self.scale

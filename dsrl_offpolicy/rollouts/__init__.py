@@ -1,0 +1,1 @@
+"""Act in environments and turn what happened into macro-transitions."""

@@ -142,7 +142,7 @@ class Collector:
         return Collected(*happened, finished, int(np.sum(lost)))
 
     def state_dict(self) -> dict[str, Any]:
-        """What brings a new collector to this point, between launch and collect (:meth:`load_state_dict`)."""
+        """Return what brings a new collector to this point, between launch and collect."""
         if self._lent is not None:
             return self._lent
         assert self._latent is not None, "state_dict() follows launch()"

@@ -27,7 +27,7 @@ Scalar = float | int | torch.Tensor
 
 
 def create_run_folder(out: Path | None, default_name: str) -> Path:
-    """A new folder for a run.
+    """Make a new folder for a run.
 
     Raises:
         InputError: it exists. A run is never written over.
@@ -40,7 +40,7 @@ def create_run_folder(out: Path | None, default_name: str) -> Path:
             f"out: expected a new run folder, {path} exists (pass --out or another --seed)"
         ) from error
     except OSError as error:
-        raise InputError(f"out: expected a folder that can be made, {path}: {error.strerror}") from error
+        raise InputError(f"out: cannot make the folder {path}: {error.strerror}") from error
     return path
 
 
@@ -72,7 +72,7 @@ class Run:
         self._sinks = {name: sink(path, plain, states.get(name)) for name, sink in find_sinks(config).items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the logs stand, for a run that goes on from here; what was logged is on disk then."""
+        """Return where the logs stand, for a run that resumes from here; what was logged is on disk then."""
         os.fsync(self._metrics.fileno())
         sinks = {name: sink.state() for name, sink in self._sinks.items()}
         return {"minutes": self.minutes, "rows": self._rows, "sinks": sinks}
@@ -117,12 +117,12 @@ class Run:
             for sink in self._sinks.values():
                 sink.log(row)
         except OSError as error:
-            raise InputError(f"{self.path}: expected logs that can be written, got: {error.strerror}") from error
+            raise InputError(f"{self.path}: cannot write logs: {error.strerror}") from error
         self._rows += 1
         return row.line
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """``summary.json``: what the run came to; whole or not at all."""
+        """Write ``summary.json``, what the run came to; whole or not at all."""
         with write_atomically(self.path / "summary.json") as temporary:
             temporary.write_text(json.dumps(summary, indent=2) + "\n")
 
@@ -146,9 +146,7 @@ def _lock(path: Path) -> FileLock:
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
-        raise InputError(
-            f"out: expected a run folder that nobody works in, another process is in {path}"
-        ) from error
+        raise InputError(f"out: another process is at work in {path}") from error
     except (OSError, NotImplementedError):  # a file system without locks
         pass
     return lock
@@ -159,7 +157,7 @@ def _keep_rows(path: Path, rows: int) -> int:
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     kept = [line for line in lines[:rows] if _is_row(line)]
     if len(kept) < rows:
-        print(f"note: expected {rows} rows in {path}, got {len(kept)}; the missing ones are lost", file=sys.stderr)
+        print(f"note: {path} has {len(kept)} of {rows} rows; the others are lost", file=sys.stderr)
     with write_atomically(path) as temporary:
         temporary.write_bytes(b"".join(kept))
     return len(kept)

@@ -1,0 +1,1 @@
+"""A script per stage, and what all share: run folder, signals, saves, resume."""

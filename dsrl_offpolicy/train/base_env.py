@@ -14,7 +14,7 @@ from dsrl_offpolicy.errors import InputError
 
 
 def task_env_spec(info: PolicyInfo, config: SimulatorConfig, **values: Any) -> EnvSpec:
-    """The environment that a job's settings and its base policy describe; ``values`` are its other fields.
+    """Return the environment that a job's settings and its base policy describe; ``values`` are its other fields.
 
     Raises:
         InputError: settings that contradict the base policy.
@@ -48,7 +48,7 @@ def task_env_spec(info: PolicyInfo, config: SimulatorConfig, **values: Any) -> E
 
 
 def control_mode_of(info: PolicyInfo, config: SimulatorConfig) -> str | None:
-    """The controller of demonstrations and environment; a published base policy does not say its own.
+    """Return the controller of demonstrations and environment; a published base policy does not say its own.
 
     Raises:
         InputError: the setting contradicts the base policy.
@@ -65,8 +65,8 @@ def control_mode_of(info: PolicyInfo, config: SimulatorConfig) -> str | None:
 def base_env_spec(
     info: PolicyInfo, rewards: RewardTerms, config: SimulatorConfig, *, end_on_success: bool
 ) -> EnvSpec:
-    """The environment in which a base policy is evaluated, with the rewards of its Q^A (default ones where it has
-    none, or does not say)."""
+    """Return the environment in which a base policy is evaluated, with the rewards of its Q^A (default ones where
+    it has none, or does not say)."""
     terms = rewards.known()
     return task_env_spec(
         info,
@@ -80,7 +80,7 @@ def base_env_spec(
 
 
 def training_env_spec(config: Stage2LoopConfig, info: PolicyInfo) -> EnvSpec:
-    """The environment that Stage 2 learns in."""
+    """Return the environment that Stage 2 learns in."""
     return task_env_spec(
         info,
         config,

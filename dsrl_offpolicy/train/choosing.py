@@ -35,11 +35,11 @@ class Best:
         return better
 
     def state_dict(self) -> dict[str, float]:
-        """What a save keeps."""
+        """Return what a save keeps."""
         return {"best": self.success, "best_return": self.episode_return}
 
     def load_state_dict(self, state: Any) -> None:
-        """The inverse; saves of before returns counted have none."""
+        """Restore it; earlier saves hold no return."""
         self.success, self.episode_return = state["best"], state.get("best_return", -math.inf)
 
 

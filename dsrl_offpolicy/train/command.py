@@ -19,7 +19,7 @@ Config = TypeVar("Config")
 
 
 def command(job: type[Config], shipped_yaml: str, name: str) -> Callable[[Callable[[Config], Any]], Callable]:
-    """:func:`parsed_command` of a job whose settings are always the same dataclass."""
+    """Return :func:`parsed_command` of a job whose settings are always the same dataclass."""
     return parsed_command(lambda argv: parse_job(job, shipped_yaml, name, argv), name)
 
 
@@ -44,13 +44,13 @@ def parsed_command(
             except BrokenPipeError:  # who reads the output has enough of it, as cli.main knows
                 raise
             except OSError as error:  # a full disk, a folder that may not be written
-                print(f"{name}: error: expected files that can be read and written, got: {error}", file=sys.stderr)
+                print(f"{name}: error: cannot read or write a file: {error}", file=sys.stderr)
                 return 2
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
                 said = " ".join(str(error).split())[:200]
-                print(f"{name}: error: expected sizes that fit into memory, got: {said}", file=sys.stderr)
+                print(f"{name}: error: not enough memory for these sizes: {said}", file=sys.stderr)
                 return 2
             except Interrupted as stop:
                 print(f"{name}: {stop}", file=sys.stderr)
@@ -72,7 +72,7 @@ def _tell_unless_files(args: threading.ExceptHookArgs) -> None:
 
 
 def config_of_run(config: Config, shipped_yaml: str | None) -> Config:
-    """The settings of the run folder that ``config.resume`` names, or ``config`` where it names none.
+    """Return the settings of the run folder that ``config.resume`` names, or ``config`` where it names none.
 
     Raises:
         InputError: no such run, or other settings given beside ``resume``.

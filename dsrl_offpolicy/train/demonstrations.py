@@ -125,8 +125,8 @@ def _note_time_limit(demos: Demonstrations, limit: int | None) -> None:
 def encode_demonstrations(
     demos: Demonstrations, encode: Callable[[Tensor, Tensor | None], Tensor], device: torch.device
 ) -> Tensor:
-    """Features of all frames in order, ``[F, V+S]``: the table that ``Windows.rows`` index. Images are read and
-    encoded a few at a time.
+    """Encode all frames in order, ``[F, V+S]``: the table that ``Windows.rows`` index. Images are read and encoded
+    a few at a time.
 
     Args:
         demos: trajectory i contributes its n_i + 1 frames.
@@ -186,13 +186,13 @@ def _encode_stacks(demos: Demonstrations, rows: np.ndarray, policy: BasePolicy, 
 
 
 def window_spec(info: PolicyInfo, rewards: RewardTerms) -> WindowSpec:
-    """The windows that a base policy is trained on."""
+    """Return the windows that a base policy is trained on."""
     terms = rewards.known()
     return WindowSpec(info.obs_horizon, info.action_shape[0], info.act_horizon, *vars(terms).values())
 
 
 def to_batch(windows: Windows, table: Tensor) -> DemoBatch:
-    """Windows as tensors on the device of ``table [F, V+S]``, the encoded frames of all demonstrations."""
+    """Return windows as tensors on the device of ``table [F, V+S]``, the encoded frames of all demonstrations."""
 
     def tensor(values: np.ndarray) -> Tensor:
         return torch.as_tensor(values, dtype=torch.float32).to(table.device)
@@ -212,7 +212,7 @@ def to_batch(windows: Windows, table: Tensor) -> DemoBatch:
 def load_states(
     config: Stage1Config, path: Path, base: BasePolicy, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The frame stacks in ``path``, for Stage 1.
+    """Load the frame stacks in ``path``, for Stage 1.
 
     Returns:
         Features ``[N, D]`` to train on, features ``[M, D]`` held out, and the episode ``[M]`` of each of these.

@@ -195,12 +195,12 @@ class Stage0(Resumable):
         }
 
     def progress(self) -> tuple[int, int]:
-        """Gradient steps of the part that is trained."""
+        """Return gradient steps of the part in training, done and planned."""
         encoder = self.encoder_training is not None
         return self.step, self.config.encoder_iters if encoder else self.config.total_iters
 
     def state(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on; once the encoder is trained nothing of its training."""
+        """Return all that the rest of the run depends on; of the encoder's training only while it lasts."""
         training = self.encoder_training
         return {
             "gradient_steps": self.step,
@@ -211,11 +211,11 @@ class Stage0(Resumable):
         }
 
     def check(self, state: Mapping[str, Any], where: str) -> None:
-        """Types; :meth:`restore` holds the rest."""
+        """Check types; :meth:`restore` checks the rest."""
         check_fields(state, {"gradient_steps": int, "sampler": Tensor}, where)
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """The inverse of :meth:`state`."""
+        """Restore what :meth:`state` returned."""
         with reading("resume: state of the run", "that of a run of these settings"):
             self.step = state["gradient_steps"]
             self.agent.load_training_state(state["training"])

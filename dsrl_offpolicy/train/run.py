@@ -101,11 +101,11 @@ class Stage:
     kept: bool
 
     def saves(self, run_folder: Path) -> Saves:
-        """Those from which the run in ``run_folder`` resumes, if it has any."""
+        """Return the saves from which the run in ``run_folder`` resumes, if it has any."""
         return Saves(run_folder / self.folder, self.kind)
 
     def has_ended(self, run_folder: Path) -> bool:
-        """Whether the run in ``run_folder`` did everything that it does."""
+        """Return whether the run in ``run_folder`` did everything that it does."""
         saves = self.saves(run_folder)
         if self.kept:
             return saves.exist() and saves.load()["collector"] is None
@@ -134,11 +134,11 @@ class Resumable(ABC):
 
     @abstractmethod
     def progress(self) -> tuple[int, int]:
-        """How many of the stage's steps are done, and of how many."""
+        """Return how many of the stage's steps are done, and of how many."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on, as tensors and plain values.
+        """Return everything that the rest of the run depends on, as tensors and plain values.
 
         ``training`` holds the ``networks`` of a learner.
         """
@@ -151,7 +151,7 @@ class Resumable(ABC):
         """Drop what only older saves needed: the last state is on disk."""
 
     def snapshot(self) -> dict[str, Any]:
-        """What to look at beside a number that is not finite."""
+        """Return what to look at beside a number that is not finite."""
         return self.state()
 
 
@@ -197,7 +197,7 @@ class TrainingRun:
         self.end_if_stopped()
 
     def end_if_stopped(self) -> None:
-        """Where a signal came, save and end the run, in the middle of a step if need be.
+        """Save and end the run if a signal came, in the middle of a step if need be.
 
         Raises:
             Interrupted, NonFiniteError, InputError: as :meth:`between_steps`.
@@ -205,10 +205,10 @@ class TrainingRun:
         number = self.stop.requested
         if number is not None:
             self.save()
-            raise Interrupted(number, f"to go on: {self._advice()}")
+            raise Interrupted(number, f"resume with: {self._advice()}")
 
     def listening(self, source: LatentSource) -> LatentSource:
-        """``source``, which ends the run where a signal came; an evaluation begins anew when it resumes."""
+        """Return ``source``, ending the run if a signal came; a resumed run repeats the evaluation."""
 
         def listen(features: Tensor, noise: Tensor) -> Tensor:
             self.end_if_stopped()
@@ -217,7 +217,7 @@ class TrainingRun:
         return listen
 
     def waiting_for(self, work: Callable[[], T]) -> T:
-        """What ``work`` returns, done in a thread, which is left behind where a signal ends the run.
+        """Return what ``work`` returns, done in a thread that is left behind if a signal ends the run.
 
         Args:
             work: may not change what :meth:`Resumable.state` tells.
@@ -245,7 +245,7 @@ class TrainingRun:
         done, total = self._subject.progress()
         check_finite(state["training"]["networks"], {self._stage.unit: done})
         logs = {"log": self.tracker.state_dict(), "random": random_states(), "settings": to_plain(self.config)}
-        progress = f"stopped after {done} of {total} {self._stage.unit}; to go on: {self._advice()}"
+        progress = f"stopped after {done} of {total} {self._stage.unit}; resume with: {self._advice()}"
         self._stage.saves(self.tracker.path).save({**self._same, **state, **logs}, progress)
         self._subject.saved()
 
@@ -254,7 +254,7 @@ class TrainingRun:
 
 
 def run_folder(stage: Stage, config: Any) -> Path:
-    """The folder of the run that ``config.resume`` names, or a new one.
+    """Return the folder of the run that ``config.resume`` names, or make a new one.
 
     Raises:
         InputError: it cannot be made, or exists already.
@@ -269,7 +269,7 @@ def run_folder(stage: Stage, config: Any) -> Path:
 def training_run(
     stage: Stage, subject: Resumable, config: Any, folder: Path, same: Mapping[str, str]
 ) -> Iterator[TrainingRun]:
-    """A new run, or one that resumes (``config.resume``); inside, signals are heard.
+    """Begin a run, or resume one (``config.resume``); inside, signals are heard.
 
     Args:
         stage: of which stage.
@@ -299,7 +299,7 @@ def training_run(
 def load_state(
     stage: Stage, folder: Path, subject: Resumable, same: Mapping[str, str], config: Any
 ) -> dict[str, Any]:
-    """The last state of an interrupted run, checked; nothing is restored.
+    """Load and check the last state of an interrupted run; restore nothing.
 
     Raises:
         InputError: as :func:`training_run`.
@@ -310,7 +310,7 @@ def load_state(
         check_common(state, same, where)
         subject.check(state, where)
 
-    ended = InputError(f"resume: expected a run that was interrupted, {folder} is at its end")
+    ended = InputError(f"resume: expected a run that was interrupted, {folder} has finished")
     if not stage.kept and stage.has_ended(folder):
         raise ended
     state = stage.saves(folder).load(check)
@@ -321,7 +321,7 @@ def load_state(
     _refuse_other_settings(state.get("settings"), config, folder)
     for name, what in BEGAN_WITH.items():
         if name in same and state[name] != same[name]:
-            raise InputError(f"resume: expected the {what} that the run began with, got another")
+            raise InputError(f"resume: the {what} changed since the run began")
     return state
 
 
@@ -334,7 +334,7 @@ def _refuse_other_settings(began_with: Mapping[str, Any] | None, config: Any, fo
         if name not in MAY_CHANGE and began[name] != now:
             raise InputError(
                 f"{name}: expected {shown(began[name])}, with which the run began, got {shown(now)} in "
-                f"{folder / 'config.yaml'}; another value is another run"
+                f"{folder / 'config.yaml'}; only a new run can change it"
             )
 
 
@@ -352,7 +352,7 @@ def snapshot_of_non_finite(folder: Path, state: Callable[[], Mapping[str, Any]])
         try:
             save_checkpoint(path, "snapshot", {"message": str(error), "evidence": dict(error.evidence), **state()})
         except InputError as problem:
-            told = f"no snapshot: {problem}"
+            told = f"no snapshot was saved: {problem}"
         raise NonFiniteError(f"{error}; {told}", error.evidence) from error
 
 

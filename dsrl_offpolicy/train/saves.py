@@ -49,7 +49,7 @@ class Saves:
         self.kind = kind
 
     def exist(self) -> bool:
-        """Whether anything was saved yet."""
+        """Return whether anything was saved yet."""
         return any((self.folder / name).exists() for name in (LAST, PREVIOUS))
 
     def save(self, content: Mapping[str, Any], progress: str = "") -> None:
@@ -73,13 +73,13 @@ class Saves:
                 _copy(last, previous)
             new.replace(last)
         except OSError as error:
-            raise InputError(f"{self.folder}: expected a checkpoint that can be written, got: {error}") from error
+            raise InputError(f"{self.folder}: cannot write a checkpoint: {error}") from error
         finally:
             with contextlib.suppress(OSError):
                 new.unlink(missing_ok=True)
 
     def load(self, check: Callable[[dict[str, Any]], None] = lambda content: None) -> dict[str, Any]:
-        """The last checkpoint, on the CPU, or, with a note, the previous one where the last is damaged.
+        """Load the last checkpoint to the CPU, or, with a note, the previous one if the last is damaged.
 
         Args:
             check: raises InputError where what a checkpoint needs besides is damaged.
@@ -88,15 +88,15 @@ class Saves:
             InputError: neither is whole, or a later version of this package wrote them.
         """
         if not self.exist():
-            raise InputError(f"resume: expected a checkpoint in {self.folder}, none was saved yet")
+            raise InputError(f"resume: nothing was saved in {self.folder} yet")
         known, problems = self._digests(), []
         if known is None:
-            print(f"note: {self.folder / MANIFEST} cannot be read; files are taken as they are", file=sys.stderr)
+            print(f"note: {self.folder / MANIFEST} cannot be read; the saves are used unchecked", file=sys.stderr)
         for name in (LAST, PREVIOUS):
             path = self.folder / name
             try:
                 if known is not None and path.is_file() and file_digest(path) not in known:
-                    raise InputError(f"resume: expected {path} as it was saved, it was altered or cut")
+                    raise InputError(f"resume: {path} was altered or cut since it was saved")
                 content = load_checkpoint(path, self.kind, "resume")
                 check(content)
             except NewerFormatError:  # nothing is damaged, and to go on from the one before would lose it
@@ -105,7 +105,7 @@ class Saves:
                 problems.append(str(error))
                 continue
             if problems:
-                print(f"note: {problems[0]}; going on from {name}", file=sys.stderr)
+                print(f"note: {problems[0]}; resuming from {name}", file=sys.stderr)
             return content
         raise InputError("; ".join(problems))
 

@@ -19,7 +19,7 @@ IMAGE_SETTINGS = (
 
 
 def base_spec(config: Stage0Config, demos: Demonstrations) -> ShortcutFlowSpec:
-    """The base policy that a configuration and a file of demonstrations make."""
+    """Return the base policy that a configuration and a file of demonstrations make."""
     shape = demos.image_shape
     if shape is not None and config.image_size not in (None, shape[:2]):
         raise InputError(f"image_size: expected {shape[:2]} as in {demos.path}, got {config.image_size}")
@@ -59,7 +59,7 @@ def _refuse_image_settings(config: Stage0Config) -> None:
 
 
 def build_agent(config: Stage0Config, spec: ShortcutFlowSpec, device: torch.device) -> AWSCAgent:
-    """The learner of Stage 0."""
+    """Build the learner of Stage 0."""
     return AWSCAgent(
         spec,
         lr=config.lr,

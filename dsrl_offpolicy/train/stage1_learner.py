@@ -17,7 +17,7 @@ POOL_BYTES = 2**30
 
 
 def critic_of(base: BasePolicy) -> ActionCritic:
-    """The Q^A that AW-MLE scores candidates with.
+    """Return the Q^A that AW-MLE scores candidates with.
 
     Raises:
         InputError: the base policy has none.
@@ -31,7 +31,7 @@ def critic_of(base: BasePolicy) -> ActionCritic:
 
 
 def build_agent(config: Stage1Config, base: BasePolicy, device: torch.device) -> AWMLEAgent:
-    """The learner of Stage 1.
+    """Build the learner of Stage 1.
 
     Raises:
         InputError: settings that do not fit the base policy or each other.
@@ -79,7 +79,7 @@ def build_agent(config: Stage1Config, base: BasePolicy, device: torch.device) ->
 
 
 def pool_size(config: Stage1Config, states: int, floats: int) -> int:
-    """Candidates per state to decode once; 0 for fresh ones at every gradient step.
+    """Return candidates per state to decode once; 0 for fresh ones at every gradient step.
 
     Args:
         config: its ``candidate_pool``, and what training would decode without a pool.

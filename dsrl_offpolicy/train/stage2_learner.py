@@ -18,7 +18,7 @@ from dsrl_offpolicy.train.steering_files import load_steering
 
 
 def build_agent(config: Stage2LoopConfig, base: BasePolicy, device: torch.device) -> SteeringAgent:
-    """The learner, from the prior or from Stage 1.
+    """Build the learner, from the prior or from Stage 1.
 
     Raises:
         InputError: settings that do not fit the checkpoint of Stage 1, or need one that is not given.
@@ -43,7 +43,7 @@ def build_agent(config: Stage2LoopConfig, base: BasePolicy, device: torch.device
 
 
 def planned_steps(config: Stage2LoopConfig, info: PolicyInfo) -> float:
-    """Gradient steps of a run, burn-in included, if every macro-step executes a whole chunk."""
+    """Return gradient steps of a run, burn-in included, if every macro-step executes a whole chunk."""
     macro_steps = (config.total_timesteps - config.warmup_steps) / info.act_horizon
     return config.critic_burnin_steps + macro_steps * config.utd_ratio
 

@@ -60,7 +60,7 @@ class Counters:
     lost_macro_steps: int = 0
 
     def owed(self, utd_ratio: float) -> int:
-        """Gradient steps that the stored transitions have earned and that are not done yet."""
+        """Return gradient steps that the stored transitions have earned and that are not done yet."""
         return int(self.earning_transitions * utd_ratio + 1e-9) - self.gradient_steps
 
     @property
@@ -91,11 +91,11 @@ class Stage2State(Resumable):
         self.replay_files = ReplayFiles(folder / "replay")
 
     def progress(self) -> tuple[int, int]:
-        """Env steps."""
+        """Return env steps, done and planned."""
         return self.stage.counters.env_steps, self.stage.config.total_timesteps
 
     def state(self) -> dict[str, Any]:
-        """Without a collector of a run that is at its end."""
+        """Return the state; that of a finished run has no collector."""
         stage, config = self.stage, self.stage.config
         state: dict[str, Any] = {
             "env_id": config.env_id,
@@ -115,7 +115,7 @@ class Stage2State(Resumable):
         self.replay_files.discard_older()
 
     def snapshot(self) -> dict[str, Any]:
-        """Counters, weights, and the batch of the last gradient step."""
+        """Return counters, weights, and the batch of the last gradient step."""
         stage = self.stage
         return {
             "env_id": stage.config.env_id,
@@ -125,7 +125,7 @@ class Stage2State(Resumable):
         }
 
     def check(self, state: Mapping[str, Any], where: str) -> None:
-        """Types, shapes, numbers that contradict each other, and the files of transitions."""
+        """Check types, shapes, counters against each other, and the files of transitions."""
         config = self.stage.config
         check_fields(state, STATE, where, optional=("best_return",))
         check_fields(state["counters"], {f.name: int for f in fields(Counters)}, f"{where}: counters")
@@ -147,7 +147,7 @@ class Stage2State(Resumable):
         stage.actor_metrics = state["actor_metrics"]
         same = collector.load_state_dict(state["collector"])
         if not same:
-            print("note: the episodes in flight could not be repeated exactly; they begin anew", file=sys.stderr)
+            print("note: the episodes in flight could not be repeated exactly; new ones begin", file=sys.stderr)
         restore_random_states(state["random"])
         return same
 
@@ -162,7 +162,7 @@ def _check_counters(content: Mapping[str, Any], where: str, config: Stage2LoopCo
             raise InputError(f"{where}: {name}: expected a number >= 0, got {shown(value)}")
     most = config.num_envs * config.utd_ratio + 1
     if abs(found.owed(config.utd_ratio)) > most or found.macro_steps > found.env_steps:
-        raise InputError(f"{where}: counters: expected numbers that fit each other, got others")
+        raise InputError(f"{where}: counters: the numbers contradict each other")
 
 
 def _check_collector(

@@ -40,7 +40,7 @@ def start_torch(config: JobConfig) -> torch.device:
 
 
 def require_file(path: Path | None, flag: str, what: str) -> Path:
-    """The path of a setting that must be given.
+    """Return the path of a setting that must be given.
 
     Raises:
         InputError: it was not.
@@ -51,7 +51,7 @@ def require_file(path: Path | None, flag: str, what: str) -> Path:
 
 
 def load_base(config: BasePolicyConfig, device: torch.device) -> BasePolicy:
-    """The base policy that ``--base`` or ``--awsc_checkpoint`` names.
+    """Load the base policy that ``--base`` or ``--awsc_checkpoint`` names.
 
     Raises:
         InputError: neither or both are given, or the policy cannot be loaded.
@@ -74,7 +74,7 @@ def load_base(config: BasePolicyConfig, device: torch.device) -> BasePolicy:
 
 
 def rewards_of(base: BasePolicy) -> RewardTerms:
-    """The rewards that a base policy's critic learned; unknown ones without a critic."""
+    """Return the rewards that a base policy's critic learned; unknown ones without a critic."""
     return base.critic.rewards if base.critic is not None else RewardTerms()
 
 
@@ -89,13 +89,13 @@ def note_unknown_rewards(rewards: RewardTerms) -> None:
     unknown = [name for name, value in vars(rewards).items() if value is None]
     if unknown:
         print(
-            f"note: the base policy does not say with which {', '.join(unknown)} its Q^A was trained; "
-            f"that they are those of this run is taken on the user's word",
+            f"note: the base policy does not say which {', '.join(unknown)} its Q^A was trained with; "
+            "this run's are assumed to be the same",
             file=sys.stderr,
         )
 
 
 def build_layout(info: PolicyInfo, config: SteeringConfig) -> LatentLayout:
-    """The latents that a job steers."""
+    """Return the latents that a job steers."""
     rows, width = info.latent_shape
     return LatentLayout(config.steer_mode, rows, width, info.executed_rows, config.action_magnitude)

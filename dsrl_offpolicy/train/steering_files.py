@@ -30,7 +30,7 @@ class Steering:
     action_magnitude: float
 
     def layout(self, where: str) -> LatentLayout:
-        """The steered part of the noise.
+        """Return the steered part of the noise.
 
         Raises:
             InputError: rows that a chunk does not have, a magnitude that is no positive number, widths below 1.
@@ -52,7 +52,7 @@ class Steering:
 def steering_content(
     policy: LatentPolicy, base: BasePolicy, hidden_dims: tuple[int, ...], extra: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a checkpoint of a latent policy holds: what is needed to rebuild it, and what else the stage keeps."""
+    """Return what a checkpoint of a latent policy holds: what rebuilds it, and what else the stage keeps."""
     layout = policy.layout
     steering = Steering(
         feature_dim=base.info.feature_dim,
@@ -86,7 +86,7 @@ def save_steering(
 def load_steering(
     path: Path, kind: str, flag: str, base: BasePolicy, device: torch.device
 ) -> tuple[LatentPolicy, dict[str, Any]]:
-    """A latent policy and the whole content of its checkpoint.
+    """Load a latent policy and the whole content of its checkpoint.
 
     Raises:
         InputError: the file is damaged, of another kind, or belongs to another base policy.

@@ -152,11 +152,11 @@ class Stage1(Resumable):
         save_steering(path, "stage1", agent.policy, self.base, config.actor_hidden_dims, extra)
 
     def progress(self) -> tuple[int, int]:
-        """Gradient steps."""
+        """Return gradient steps, done and planned."""
         return self.step, self.config.total_iters
 
     def state(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on, but the pool."""
+        """Return everything that the rest of the run depends on, but the pool."""
         return {
             "gradient_steps": self.step,
             "training": self.agent.training_state(),
@@ -167,11 +167,11 @@ class Stage1(Resumable):
         }
 
     def check(self, state: Mapping[str, Any], where: str) -> None:
-        """Types; :meth:`restore` holds the rest."""
+        """Check types; :meth:`restore` checks the rest."""
         check_fields(state, {"gradient_steps": int, "sampler": Tensor}, where)
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """The inverse of :meth:`state`."""
+        """Restore what :meth:`state` returned."""
         with reading("resume: state of the run", "that of a run of these settings"):
             self.step = state["gradient_steps"]
             self.agent.load_training_state(state["training"])
@@ -187,7 +187,7 @@ def run(config: Stage1Config) -> Path:
 
 
 def verify(agent: AWMLEAgent, states: Tensor, episodes: Tensor, config: Stage1Config) -> dict[str, float]:
-    """The seed's check: E[Q(s, w)] under policy and prior on held-out states.
+    """Compare E[Q(s, w)] under policy and prior on held-out states.
 
     States of one episode resemble each other, so each episode counts as one value: the mean over its states. The
     95 % interval of the paired difference (Student's t) is over episodes; of one episode there is none.

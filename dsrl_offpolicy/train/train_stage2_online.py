@@ -279,7 +279,7 @@ class Stage2:
 
 
 def settings(argv: Sequence[str]) -> Stage2LoopConfig:
-    """The settings of the loop and of the algorithm that ``argv`` chooses."""
+    """Return the settings of the loop and of the algorithm that ``argv`` chooses."""
     algo = chosen_algorithm(argv)
     return parse_job(stage2_config(algo), shipped_yaml(algo), "dsrl stage2", argv)
 

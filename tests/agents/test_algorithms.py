@@ -53,7 +53,7 @@ def test_a_users_algorithm_trains_by_its_name_and_resumes_and_is_judged(own_file
     assert {verdict.name for verdict in check_run(run.config, run.rows, run.summary)} >= {"q_bounded", "buffer"}
     assert chosen_algorithm(["--resume", "run"]) == own_file
     again = run_command(["stage2", "--resume", "run"])
-    assert again.status == 2 and "is at its end" in again.err
+    assert again.status == 2 and "has finished" in again.err
 
 
 def test_its_settings_are_flags_with_help_ranges_and_yaml(own_file, run_command, capsys) -> None:

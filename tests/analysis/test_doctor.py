@@ -132,7 +132,7 @@ def test_a_folder_that_cannot_be_read_is_one_line(tmp_path, run_command, name, c
 def test_a_file_is_no_run_folder(tmp_path, run_command):
     (tmp_path / "file").write_text("")
     done = run_command(["doctor", tmp_path / "file"])
-    assert done.status == 2 and "is none" in done.err and len(done.error_lines) == 1
+    assert done.status == 2 and "is not one" in done.err and len(done.error_lines) == 1
 
 
 def test_settings_of_a_run_that_an_earlier_version_wrote_take_todays_defaults(tmp_path, run_command):

@@ -37,7 +37,7 @@ def test_a_resumed_run_is_judged_with_the_rows_it_left(tmp_path, capsys):
     (folder / "metrics.jsonl").write_text("no row\n")
     capsys.readouterr()
     assert HealthMonitor(KL_RUN, folder).observe(rows[7]) == []
-    assert capsys.readouterr().err.startswith("note: the live checks begin anew: ")
+    assert capsys.readouterr().err.startswith("note: the live checks start over: ")
 
 
 def test_stage2_tells_of_a_buffer_that_does_not_grow(tiny_base, tmp_path, run_command):

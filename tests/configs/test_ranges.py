@@ -71,7 +71,7 @@ def test_memory_that_does_not_suffice_is_one_line(allocate, capsys):
     main = parsed_command(lambda argv: None, "dsrl job")(lambda config: allocate(2**50))
     assert main([]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("dsrl job: error: expected sizes that fit into memory, got: ") and "allocate" in line
+    assert line.startswith("dsrl job: error: not enough memory for these sizes: ") and "allocate" in line
 
 
 def test_another_error_of_torch_is_not_taken_for_it():

@@ -172,7 +172,7 @@ def test_a_process_that_may_not_be_killed_ends_the_run_and_lives_on(capsys):
     env = make_vector_env(replace(ARM, env_id="stuck", timeout=1.0), 1)
     env.reset(seed=[5])
     process = env.processes[0]
-    with pytest.raises(InputError, match=f"process {process.pid} to work, it took more than 1 s; its"):
+    with pytest.raises(InputError, match=f"process {process.pid} took more than 1 s; its"):
         env.step(CHUNKS)
     os.kill(process.pid, 0)  # it lives
     env.close()

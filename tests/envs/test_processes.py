@@ -99,7 +99,7 @@ def test_a_process_that_always_dies_ends_the_run() -> None:
     env = pair(Broken)
     for _ in range(MOST_LOSSES):
         assert env.step(CHUNKS)[-1]["lost"].all()
-    with pytest.raises(InputError, match=rf"lost {MOST_LOSSES + 1} times running: died \(exit code 7\)"):
+    with pytest.raises(InputError, match=rf"lost {MOST_LOSSES + 1} times in a row: died \(exit code 7\)"):
         env.step(CHUNKS)
     env.close()
 

@@ -105,7 +105,7 @@ def test_a_save_that_fails_keeps_the_old_file_and_leaves_nothing_behind(file, mo
         raise OSError("no space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", fail)
-    with pytest.raises(InputError, match=r"last\.pt: expected a file that can be written, got: no space"):
+    with pytest.raises(InputError, match=r"last\.pt: cannot be written: no space"):
         save_checkpoint(file, "stage1", {"steps": 8})
     monkeypatch.undo()
     assert load_checkpoint(file, "stage1", "x")["steps"] == 7

@@ -133,5 +133,5 @@ def test_the_step_from_1_to_2_counts_lost_macro_steps_of_stage2_alone(tmp_path):
     assert stage1["counters"] == counters and stage1["format_version"] == FORMAT_VERSION
     for broken in ({}, {"counters": 3}, {"counters": None}):
         path = save_as(tmp_path / "broken.pt", "stage2", 1, **broken)
-        with pytest.raises(InputError, match=r"stage2 file of format version 1, .* does not hold what one does"):
+        with pytest.raises(InputError, match=r"stage2 file of format version 1, .* lacks what such a file holds"):
             load_checkpoint(path, "stage2", "x")

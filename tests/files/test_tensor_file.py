@@ -93,5 +93,5 @@ def test_a_writer_that_stops_half_way_leaves_the_old_file_alone(path):
 
 def test_a_folder_that_cannot_be_made_is_one_line(path):
     path.write_text("a file")
-    with pytest.raises(InputError, match="expected a file that can be written, got: "):
+    with pytest.raises(InputError, match="cannot be written: "):
         save_checkpoint(path / "inside.pt", "stage1", {})

@@ -35,7 +35,7 @@ def nothing_acts() -> None:
 def something_acts() -> None:
     with Interruption() as stop:
         signal.raise_signal(signal.SIGTERM)
-        raise Interrupted(stop.requested, "to go on: ...")
+        raise Interrupted(stop.requested, "resume with: ...")
 
 
 def test_a_signal_on_which_nothing_inside_acted_reaches_what_is_around() -> None:
@@ -44,6 +44,6 @@ def test_a_signal_on_which_nothing_inside_acted_reaches_what_is_around() -> None
             nothing_acts()
         assert around.requested == signal.SIGTERM
     with Interruption(at_once=True) as around:
-        with pytest.raises(Interrupted, match="stopped by SIGTERM; to go on"):
+        with pytest.raises(Interrupted, match="stopped by SIGTERM; resume with"):
             something_acts()
         assert around.requested is None

@@ -62,7 +62,7 @@ def test_a_killed_run_loses_what_came_after_its_last_save_and_nothing_else(reach
     last.write_bytes(last.read_bytes()[:-100])
     status, said = finish(start(f"--resume {folder}"))
     assert status == 0, said
-    assert "altered or cut" in said and "going on from previous.pt" in said
+    assert "altered or cut" in said and "resuming from previous.pt" in said
     assert_went_on_as_the_whole_run(folder, whole)
 
 

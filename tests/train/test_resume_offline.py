@@ -64,7 +64,7 @@ class TestStage0:
         status, said = start(STAGE0_STEP, 13, signal.SIGTERM, [*flags, "--out", folder])
         assert status == 143 and "Traceback" not in said
         advice = f"dsrl pretrain --resume {folder}"
-        assert said.splitlines()[-1] == f"dsrl pretrain: stopped by SIGTERM; to go on: {advice}"
+        assert said.splitlines()[-1] == f"dsrl pretrain: stopped by SIGTERM; resume with: {advice}"
         assert saved(folder, "unfinished_stage0")["gradient_steps"] == 13  # the step is finished
 
         # Until its end there is no base policy, and whoever asks for it is told.
@@ -72,12 +72,12 @@ class TestStage0:
         for path in (missing, folder / "unfinished" / "last.pt"):
             done = run_dsrl(["stage1", *TINY_STAGE1, "--demo_path", flags[2], "--awsc_checkpoint", path])
             assert done.status == 2 and len(done.error_lines) == 1
-            assert f"stopped after 13 of 20 gradient steps; to go on: {advice}" in done.err
+            assert f"stopped after 13 of 20 gradient steps; resume with: {advice}" in done.err
 
         assert run_dsrl(["pretrain", "--resume", folder]).status == 0
         assert_went_on_as_the_whole_run(folder, tiny_stage0, "base_policy")
         done = run_dsrl(["pretrain", "--resume", folder])
-        assert done.status == 2 and len(done.error_lines) == 1 and "is at its end" in done.err
+        assert done.status == 2 and len(done.error_lines) == 1 and "has finished" in done.err
 
     def test_a_killed_run_goes_on_from_its_last_whole_save(self, flags, tiny_stage0, tmp_path) -> None:
         folder = tmp_path / "run"
@@ -88,7 +88,7 @@ class TestStage0:
         last.write_bytes(last.read_bytes()[:-100])
         done = run_dsrl(["pretrain", "--resume", folder])
         assert done.status == 0, done.err
-        assert "altered or cut" in done.err and "going on from previous.pt" in done.err
+        assert "altered or cut" in done.err and "resuming from previous.pt" in done.err
         assert_went_on_as_the_whole_run(folder, tiny_stage0, "base_policy")
 
     def test_a_stop_during_the_evaluation_leaves_only_that_to_do(self, flags, tiny_stage0, tmp_path) -> None:
@@ -124,7 +124,7 @@ class TestStage0:
             shutil.copy(tmp_path / f"other{suffix}", demos.with_suffix(suffix))
         done = run_dsrl(["pretrain", "--resume", folder])
         assert done.status == 2 and len(done.error_lines) == 1
-        assert "expected the demonstrations that the run began with" in done.err
+        assert "the demonstrations changed since the run began" in done.err
 
 
 @pytest.mark.maniskill
@@ -190,7 +190,7 @@ class TestStage1:
         done = stop_here(STAGE1_STEP, 7, signal.SIGINT, [*flags, "--out", folder])
         assert done.status == 130
         advice = f"dsrl stage1 --resume {folder}"
-        assert done.error_lines[-1] == f"dsrl stage1: stopped by SIGINT; to go on: {advice}"
+        assert done.error_lines[-1] == f"dsrl stage1: stopped by SIGINT; resume with: {advice}"
         assert saved(folder, "unfinished_stage1")["gradient_steps"] == 7
         if "--eval_freq" in flags[-8:]:  # stopped again during the evaluation after 16 steps, to be made up for
             done = stop_here(MACRO_STEP, 1, signal.SIGTERM, ["stage1", "--resume", folder])
@@ -200,7 +200,7 @@ class TestStage1:
         done = run_dsrl(["stage1", "--resume", folder])
         assert done.status == 0, done.err
         assert_went_on_as_the_whole_run(folder, whole, "stage1")
-        assert "is at its end" in run_dsrl(["stage1", "--resume", folder]).err
+        assert "has finished" in run_dsrl(["stage1", "--resume", folder]).err
 
 
 def test_a_killed_stage1_goes_on_from_its_last_save(tiny_demos, tiny_base, tiny_stage1, tmp_path) -> None:
@@ -225,7 +225,7 @@ def test_another_base_policy_is_refused(tiny_demos, tiny_base, tmp_path) -> None
     torch.save(content, base)
     done = run_dsrl(["stage1", "--resume", folder])
     assert done.status == 2 and len(done.error_lines) == 1
-    assert "expected the base policy that the run began with" in done.err
+    assert "the base policy changed since the run began" in done.err
 
 
 def test_the_quickstart_goes_on_wherever_it_was_stopped(tmp_path, monkeypatch) -> None:
@@ -245,7 +245,7 @@ def test_the_quickstart_goes_on_wherever_it_was_stopped(tmp_path, monkeypatch) -
     done = run_dsrl([*flags, "--out", whole])
     assert done.status == 0, done.err
     resume = ["quickstart", "--resume", folder]
-    advice = f"to go on: dsrl quickstart --resume {folder}"
+    advice = f"resume with: dsrl quickstart --resume {folder}"
 
     done = stop_here("dsrl_offpolicy.commands.demos:record_episode", 1, signal.SIGINT, [*flags, "--out", folder])
     assert done.status == 130 and done.error_lines[-1] == f"dsrl quickstart: stopped by SIGINT; {advice}"
@@ -279,7 +279,7 @@ def test_the_quickstart_goes_on_wherever_it_was_stopped(tmp_path, monkeypatch) -
         assert_went_on_as_the_whole_run(folder / stage, whole / stage, kind)
     assert rows(folder / "stage2") == rows(whole / "stage2")
     done = run_dsrl(resume)
-    assert done.status == 2 and len(done.error_lines) == 1 and "is at its end" in done.err
+    assert done.status == 2 and len(done.error_lines) == 1 and "has finished" in done.err
 
 
 @pytest.mark.parametrize("command", ["pretrain", "stage1", "quickstart"])

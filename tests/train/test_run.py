@@ -65,7 +65,7 @@ def config(tmp_path: Path) -> Stage1Config:
 @pytest.fixture
 def stopped(config: Stage1Config) -> Stage1Config:
     """A run that was stopped after 6 of 10 steps, to be resumed."""
-    with pytest.raises(Interrupted, match=f"SIGTERM; to go on: dsrl stage1 --resume {config.out}"):
+    with pytest.raises(Interrupted, match=f"SIGTERM; resume with: dsrl stage1 --resume {config.out}"):
         go(config, stop_at=6)
     return replace(config, resume=config.out)
 
@@ -73,7 +73,7 @@ def stopped(config: Stage1Config) -> Stage1Config:
 def test_saves_stand_apart_until_the_run_has_ended(config) -> None:
     assert go(config).saved_at == [0, 4, 8]
     assert not (config.out / "unfinished").exists() and STAGE1.has_ended(config.out)
-    with pytest.raises(InputError, match="is at its end"):
+    with pytest.raises(InputError, match="has finished"):
         go(replace(config, resume=config.out))
 
 
@@ -81,7 +81,7 @@ def test_a_stage_that_keeps_its_saves_keeps_the_last_one(tmp_path) -> None:
     config = Stage2Config(out=tmp_path / "run", save_freq=4)
     assert go(config, STAGE2).saved_at == [4, 8, 10]
     assert STAGE2.has_ended(config.out)
-    with pytest.raises(InputError, match="is at its end"):
+    with pytest.raises(InputError, match="has finished"):
         go(replace(config, resume=config.out), STAGE2)
 
 

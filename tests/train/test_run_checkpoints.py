@@ -49,7 +49,7 @@ def test_the_last_and_the_previous_are_kept(checkpoints):
 def test_an_altered_file_is_noticed_and_never_certified(checkpoints, capsys):
     flip(checkpoints.folder / "last.pt")
     assert number(checkpoints) == 1
-    assert "altered or cut; going on from previous.pt" in capsys.readouterr().err
+    assert "altered or cut since it was saved; resuming from previous.pt" in capsys.readouterr().err
     # The run goes on and saves again: the damaged file does not become the previous one.
     save(checkpoints, 3)
     assert number(checkpoints) == 3
@@ -68,9 +68,9 @@ def test_what_a_checkpoint_needs_besides_counts_too(checkpoints):
 def test_nothing_whole_is_an_error_that_says_all(checkpoints):
     for name in ("last.pt", "previous.pt"):
         (checkpoints.folder / name).write_bytes(b"torn")
-    with pytest.raises(InputError, match=r"last\.pt as it was saved.*previous\.pt as it was saved"):
+    with pytest.raises(InputError, match=r"last\.pt was altered.*previous\.pt was altered"):
         checkpoints.load()
-    with pytest.raises(InputError, match="none was saved yet"):
+    with pytest.raises(InputError, match="nothing was saved in"):
         Saves(checkpoints.folder / "other", "stage2").load()
 
 

@@ -209,7 +209,7 @@ def write_demonstrations(
         temporary.write_text(json.dumps(meta, indent=2))
         temporary.replace(path.with_suffix(".json"))
     except OSError as error:
-        raise InputError(f"out: expected a file that can be made, {path}: {error.strerror}") from error
+        raise InputError(f"out: cannot make the file {path}: {error.strerror}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

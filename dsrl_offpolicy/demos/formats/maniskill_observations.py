@@ -39,7 +39,7 @@ class LazyImages:
         return self.shape[0]
 
     def read(self, rows: slice | Sequence[int] | np.ndarray) -> np.ndarray:
-        """The images at ``rows`` (in any order, repeats allowed), ``[len(rows), H, W, 3k]`` uint8.
+        """Read the images at ``rows`` (in any order, repeats allowed), ``[len(rows), H, W, 3k]`` uint8.
 
         Raises:
             InputError: the file is no longer what it was when its demonstrations were read.
@@ -70,7 +70,7 @@ def check_numbers(where: str, name: str, data: h5py.Dataset) -> None:
 
 
 def read_state(where: str, obs: h5py.Group, rows: int, keys: Sequence[str] | None) -> np.ndarray:
-    """The state vectors of a dictionary of observations, ``[rows, S]`` float32.
+    """Read the state vectors of a dictionary of observations, ``[rows, S]`` float32.
 
     Args:
         where: file and trajectory, for messages.
@@ -117,7 +117,7 @@ def _state_keys(obs: h5py.Group) -> list[str]:
 
 
 def find_images(where: str, path: Path, group: h5py.Group, rows: int, cameras: Sequence[str] | None) -> LazyImages:
-    """The images of one trajectory; reads shapes only.
+    """Find the images of one trajectory; reads shapes only.
 
     Args:
         where: file and trajectory, for messages.
@@ -160,7 +160,7 @@ def find_images(where: str, path: Path, group: h5py.Group, rows: int, cameras: S
 
 
 def read_poses(group: h5py.Group, rows: int) -> dict[str, np.ndarray] | None:
-    """Positions and quaternions of all actors that the simulator recorded beside the observations.
+    """Read positions and quaternions of all actors that the simulator recorded beside the observations.
 
     Args:
         group: the trajectory's group.

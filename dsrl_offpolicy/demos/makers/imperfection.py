@@ -45,7 +45,7 @@ class Imperfection:
         )
 
     def draw_offset(self, rng: np.random.Generator) -> np.ndarray:
-        """``[3]``: by how much the next episode misplaces its sub-goal, zero where it does not."""
+        """Return ``[3]``: by how much the next episode misplaces its sub-goal, zero where it does not."""
         if rng.random() >= self.wrong_goal_prob:
             return np.zeros(3)
         sign = rng.choice([-1.0, 1.0]) if self.wrong_goal_mirror else 1.0
@@ -62,7 +62,7 @@ class CorrelatedNoise:
         self._value = np.zeros(dim)
 
     def draw(self) -> np.ndarray:
-        """``[dim]`` for the next env step."""
+        """Return ``[dim]`` for the next env step."""
         fresh = self._rng.standard_normal(len(self._value)) * np.sqrt(1 - self._rho**2)
         self._value = self._rho * self._value + fresh
         return self._scale * self._value

@@ -58,7 +58,7 @@ class LiftPegExpert:
         self._hold = np.zeros(3)
 
     def act(self, tcp_pose: np.ndarray, peg_pose: np.ndarray) -> np.ndarray:
-        """The action ``[7]`` in [-1, 1] for two poses ``[7]`` (position, quaternion w x y z)."""
+        """Return the action ``[7]`` in [-1, 1] for two poses ``[7]`` (position, quaternion w x y z)."""
         tcp, peg = tcp_pose[:3].astype(float), peg_pose[:3].astype(float)
         if self._grasp is None:
             self._grasp = peg + np.array([GRASP_FROM_CENTRE, 0, 0]) + self._offset
@@ -131,7 +131,7 @@ class LiftPegScript(Maker):
             path.parent.mkdir(parents=True, exist_ok=True)
             folder = tempfile.TemporaryDirectory(prefix=".demos-", dir=path.parent)
         except OSError as error:
-            raise InputError(f"out: expected a file that can be made, {path}: {error.strerror}") from error
+            raise InputError(f"out: cannot make the file {path}: {error.strerror}") from error
         # The recorder replaces ".h5" anywhere in a path, also in the names of folders: it gets a relative one.
         with (
             folder,

@@ -36,7 +36,7 @@ class ScriptedExpert:
         self._noise = CorrelatedNoise(imperfection, 4, rng)
 
     def act(self, obs: np.ndarray) -> np.ndarray:
-        """The action ``[4]`` in [-1, 1] for an observation ``[39]``."""
+        """Return the action ``[4]`` in [-1, 1] for an observation ``[39]``."""
         seen = obs.astype(np.float64)
         seen[OBJECT_POSITION] += self._offset
         with warnings.catch_warnings():

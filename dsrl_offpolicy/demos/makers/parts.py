@@ -71,7 +71,7 @@ class PartCounts:
 
 
 def parts_folder(path: Path) -> Path:
-    """Where the parts of the HDF5 file ``path`` are made."""
+    """Return where the parts of the HDF5 file ``path`` are made."""
     return path.with_name(path.name + ".parts")
 
 
@@ -90,8 +90,8 @@ def open_parts(folder: Path, request: PlanRequest) -> PartCounts:
                 raise InputError(f"out: expected a folder of parts begun by this command, got {folder}")
             settings.write_text(json.dumps(asked))
     except OSError as error:
-        raise InputError(f"out: expected a folder that can be made, {folder}: {error.strerror}") from error
-    with reading(str(settings), "settings of a recording (remove its folder to start anew)"):
+        raise InputError(f"out: cannot make the folder {folder}: {error.strerror}") from error
+    with reading(str(settings), "settings of a recording (remove its folder to start over)"):
         begun = dict(json.loads(settings.read_text()))
     for name, value in asked.items():
         if begun.get(name) != value:
@@ -120,7 +120,7 @@ def add_part(folder: Path, make: Callable[[Path], PartCounts]) -> PartCounts:
 
 
 def merge_parts(folder: Path, path: Path) -> None:
-    """One HDF5 file and its JSON from the parts, with ids counting up from 0; then removes the folder.
+    """Merge the parts into one HDF5 file and its JSON, with ids counting up from 0; then remove the folder.
 
     Raises:
         InputError: a file came to be at ``path`` meanwhile.

@@ -53,7 +53,7 @@ class PlannerProcess:
         except (EOFError, OSError):
             raise InputError(
                 f"env_id: expected motion plans, got {self._last_words()} after {so_far.kept} demonstrations; "
-                f"the same command goes on from there, {self._log} tells more"
+                f"run the same command to continue from there; {self._log} says more"
             ) from None
         if isinstance(answer, InputError):
             raise answer
@@ -154,7 +154,7 @@ def _make_planning_env(request: PlanRequest) -> Any:
         )
     except Exception as error:  # ManiSkill and SAPIEN raise what they like
         problem = " ".join(str(error).split())
-        raise InputError(f"env_id: expected a task that can be made, {request.env_id}: {problem}") from error
+        raise InputError(f"env_id: {request.env_id} cannot be made: {problem}") from error
     for name, value, known in (
         ("control_mode", request.control_mode, env.unwrapped.agent.supported_control_modes),
         ("reward_mode", request.reward_mode, env.unwrapped.SUPPORTED_REWARD_MODES),

@@ -35,8 +35,7 @@ class GymnasiumEnvs(EnvFamily):
         try:
             importlib.import_module(module)
         except Exception as error:  # whatever a user's module raises while it is imported
-            said = one_line(error)
-            raise InputError(f"env_id: expected a module that can be imported, {env_id}: {said}") from error
+            raise InputError(f"env_id: {env_id} cannot be imported: {one_line(error)}") from error
         if name not in gym.registry:
             near = did_you_mean(name, gym.registry)
             raise InputError(f"env_id: expected an id that {module} registers, got {name!r}{near}")
@@ -52,14 +51,12 @@ class GymnasiumEnvs(EnvFamily):
             env = gym.make(spec.env_id, max_episode_steps=spec.max_episode_steps, disable_env_checker=True)
         except (gym.error.Error, ImportError) as error:
             cause = " ".join(str(error).split())
-            raise InputError(
-                f"env_id: expected an environment that can be made, {spec.env_id}: {cause}"
-            ) from error
+            raise InputError(f"env_id: {spec.env_id} cannot be made: {cause}") from error
         return plain_vectors(env, spec)
 
 
 def plain_vectors(env: gym.Env, spec: EnvSpec) -> gym.Env:
-    """Flat float32 states and actions in [-1, 1].
+    """Return flat float32 states and actions in [-1, 1].
 
     Raises:
         InputError: spaces that cannot be made so.

@@ -113,7 +113,7 @@ def check_maniskill() -> None:
 
 
 def sim_backend(spec: EnvSpec) -> str:
-    """``physx_cpu`` or ``physx_cuda``.
+    """Return ``physx_cpu`` or ``physx_cuda``.
 
     Raises:
         InputError: ``physx_cuda`` without CUDA.
@@ -128,7 +128,7 @@ def sim_backend(spec: EnvSpec) -> str:
 
 
 def make_simulator(spec: EnvSpec, num_envs: int) -> Any:
-    """ManiSkill's own environment, without any wrapper and without a time limit.
+    """Make ManiSkill's own environment, without any wrapper and without a time limit.
 
     Raises:
         InputError: no render device, a task whose assets are not here, or a mode it does not know.
@@ -163,9 +163,7 @@ def make_simulator(spec: EnvSpec, num_envs: int) -> Any:
     except (EOFError, SystemExit) as error:  # ManiSkill asks on standard input whether to download
         raise _assets_error(spec.env_id, "its robot") from error
     except RuntimeError as error:
-        raise InputError(
-            f"env_id: expected a scene that can be built, {spec.env_id}: {_one_line(error)}"
-        ) from error
+        raise InputError(f"env_id: the scene of {spec.env_id} cannot be built: {_one_line(error)}") from error
 
 
 def _make(spec: EnvSpec, settings: Mapping[str, Any]) -> Any:
@@ -230,7 +228,7 @@ def _control_mode_error(spec: EnvSpec, error: Exception) -> Exception:
 
 
 def time_limit(spec: EnvSpec) -> int | None:
-    """Env steps until truncation: what was asked for, or the limit the task is registered with."""
+    """Return env steps until truncation: what was asked for, or the limit the task is registered with."""
     from mani_skill.utils.registration import REGISTERED_ENVS
 
     limit = spec.max_episode_steps or REGISTERED_ENVS[spec.env_id].max_episode_steps
@@ -264,7 +262,7 @@ def check_cameras(spec: EnvSpec, raw: Mapping[str, Any]) -> None:
 
 
 def state_keys(raw: Mapping[str, Any]) -> tuple[str, ...]:
-    """The parts of the state vector in the environment's order: ``agent/qpos, agent/qvel, extra/tcp_pose``, ..."""
+    """Return the parts of the state in the environment's order: ``agent/qpos, agent/qvel, extra/tcp_pose``, ..."""
     keys: list[str] = []
 
     def walk(part: Mapping[str, Any], prefix: str) -> None:
@@ -357,7 +355,7 @@ class ManiSkillEnv(gym.Env):
         return self.simulator._get_obs_state_dict(info)
 
     def image(self) -> np.ndarray:
-        """The cameras' images of the current state, ``[H, W, 3k]`` uint8."""
+        """Render the cameras' images of the current state, ``[H, W, 3k]`` uint8."""
         self.images_wanted = True
         with self._inference_mode():
             image: np.ndarray = self._observation(self.simulator.get_obs())["rgb"]

@@ -188,7 +188,7 @@ class BatchedMacroStepEnv(MacroVectorEnv):
 
 
 def make_batched_env(spec: EnvSpec, num_envs: int) -> BatchedMacroStepEnv:
-    """``num_envs`` environments in one simulation.
+    """Make ``num_envs`` environments in one simulation.
 
     Raises:
         InputError: no such task, device, controller or observation mode.

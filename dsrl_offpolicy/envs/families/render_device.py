@@ -13,7 +13,7 @@ REMEDY = (
 
 
 def render_device() -> str:
-    """The name of the device that would render, in well under a second.
+    """Return the name of the device that would render, in well under a second.
 
     Raises:
         InputError: there is none that ManiSkill can use; says what cures it.

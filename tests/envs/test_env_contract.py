@@ -58,7 +58,7 @@ MADE: dict[str, tuple[Any, list[str]]] = {
         lambda: Plain(obs={"state": np.zeros(2, np.float32)}),
         ["observation of its space", "'state'"],
     ),
-    "a raise": (Deaf, ["make, reset and step", "RuntimeError: no camera", "test_contract.py, line"]),
+    "a raise": (Deaf, ["make, reset and step", "RuntimeError: no camera", "test_env_contract.py, line"]),
 }
 
 

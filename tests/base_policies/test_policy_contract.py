@@ -115,7 +115,7 @@ def test_what_a_newcomer_must_write_is_enough() -> None:
         (Undefined, ["actions of decode", "finite"]),
         (Stochastic, ["the same latent", DETERMINISTIC]),
         (Deaf, ["two different latents", "steered"]),
-        (Raising, ["KeyError", "noise", "test_contract.py, line"]),
+        (Raising, ["KeyError", "noise", "test_policy_contract.py, line"]),
         (LongRows, ["executed_rows", "a chunk of 4", "slice(1, 5"]),
         (OpenRows, ["executed_rows", "slice(None, 2"]),
         (ScoredWrong, ["values of critic.q_values", "[3, 2]", "[2, 2]"]),
