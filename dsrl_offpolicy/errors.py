@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 LEFT_BEHIND = "left behind"
@@ -29,6 +31,14 @@ class NonFiniteError(InputError):
     def __init__(self, message: str, evidence: Mapping[str, Any]) -> None:
         super().__init__(message)
         self.evidence = evidence
+
+
+def one_line(error: BaseException) -> str:
+    """What somebody else's code raised, and where: ``RuntimeError: no camera (my_family.py, line 12)``."""
+    ours = ("site-packages", str(Path(__file__).parent), "<frozen")
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not any(part in f.filename for part in ours)]
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300] + where
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

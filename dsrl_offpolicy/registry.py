@@ -12,9 +12,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, TypeVar
 
-from dsrl_offpolicy.errors import InputError, did_you_mean
+from dsrl_offpolicy.errors import InputError, did_you_mean, one_line
+
+T = TypeVar("T")
 
 EXTRAS = {
     "mani_skill": "maniskill", "sapien": "maniskill", "mplib": "maniskill", "wandb": "track",
@@ -40,28 +42,45 @@ class Registry:
         """Return the names of all kinds that are built in or installed."""
         return [*self.builtin, *(found.name for found in entry_points(group=self.group))]
 
-    def find(self, name: str, flag: str) -> Any:
-        """Import the kind that ``name`` names.
+    def find(self, name: str, flag: str, base: type[T]) -> type[T]:
+        """Import the class that ``name`` names.
 
         Args:
             name: a built-in or installed kind, or ``module:Class``.
             flag: the setting to name in an error.
+            base: what the class must be derived from; its abstract methods must all be defined.
 
         Raises:
             InputError: an unknown name, answered with the nearest one and the list; a module that cannot be
-                imported or does not hold the class; a missing library, answered with the extra that installs it.
+                imported or does not hold the class; a missing library, answered with the extra that installs it; a
+                class that is something else, or lacks a method.
         """
-        if name in self.builtin:
-            return _imported(self.builtin[name], name, flag)
-        for found in entry_points(group=self.group):
-            if found.name == name:
-                return _imported(found.value, name, flag)
-        if ":" not in name:
+        installed = {found.name: found.value for found in entry_points(group=self.group)}
+        path = self.builtin.get(name) or installed.get(name, name)
+        if ":" not in path:
             raise InputError(
                 f"{flag}: unknown {self.what} {name!r}{did_you_mean(name, self.names())}; "
                 f"valid: {', '.join(self.names())}, or module:Class of your own"
             )
-        return _imported(name, name, flag)
+        found, needed = _imported(path, name, flag), sorted(base.__abstractmethods__)  # type: ignore[attr-defined]
+        contract = f"expected a subclass of {base.__module__}.{base.__name__} that defines {', '.join(needed)}"
+        if not (isinstance(found, type) and issubclass(found, base)):
+            raise InputError(f"{flag}: {contract}; {name} is no subclass of {base.__name__}")
+        if missing := [method for method in needed if method in found.__abstractmethods__]:  # type: ignore[attr-defined]
+            raise InputError(f"{flag}: {contract}; {name} does not define {', '.join(missing)}")
+        return found
+
+    def make(self, name: str, flag: str, base: type[T]) -> T:
+        """Make the kind that ``name`` names, without arguments.
+
+        Raises:
+            InputError: as :meth:`find`, and whatever the class raises.
+        """
+        kind = self.find(name, flag, base)
+        try:
+            return kind()
+        except Exception as error:
+            raise InputError(f"{flag}: {name} cannot be made: {one_line(error)}") from error
 
 
 def _imported(path: str, name: str, flag: str) -> Any:
@@ -75,8 +94,7 @@ def _imported(path: str, name: str, flag: str) -> Any:
         cure = f" (pip install 'dsrl_offpolicy[{extra}]')" if extra else ""
         raise InputError(f"{flag}: {name} cannot be imported: {' '.join(str(error).split())}{cure}") from error
     except Exception as error:  # whatever a user's module raises while it is imported
-        problem = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"{flag}: {name} cannot be imported: {problem}") from error
+        raise InputError(f"{flag}: {name} cannot be imported: {one_line(error)}") from error
     if not hasattr(module, class_name):
         near = did_you_mean(class_name, [n for n in vars(module) if not n.startswith("_")])
         raise InputError(f"{flag}: {module_name} has no {class_name or 'class; write module:Class'}{near}")

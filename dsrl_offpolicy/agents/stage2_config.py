@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ from dsrl_offpolicy.registry import ALGORITHMS
 
 CONTRACT = (
     "a Stage 2 algorithm subclasses SteeringAgent, is built as Algorithm(config, feature_dim, layout, *, "
-    f"generator, device, base), defines {', '.join(sorted(SteeringAgent.__abstractmethods__))}, and has a frozen "
-    "dataclass Config"
+    "generator, device, base), and has a frozen dataclass Config with a default for every field"
 )
 
 
@@ -34,7 +33,7 @@ def find_algorithm(name: str) -> type[SteeringAgent]:
     Raises:
         InputError: an unknown name, or a class that does not fulfil the contract.
     """
-    found = ALGORITHMS.find(name, "algo")
+    found = ALGORITHMS.find(name, "algo", SteeringAgent)
     problem = _breach(found)
     if problem:
         raise InputError(f"algo: {name} {problem}; {CONTRACT}")
@@ -43,14 +42,12 @@ def find_algorithm(name: str) -> type[SteeringAgent]:
 
 def _breach(found: Any) -> str:
     """What an algorithm lacks; empty if nothing."""
-    if not (isinstance(found, type) and issubclass(found, SteeringAgent)):
-        return "is no subclass of SteeringAgent"
-    missing = sorted(found.__abstractmethods__)
-    if missing:
-        return f"does not define {', '.join(missing)}"
     config = getattr(found, "Config", None)
     if not (isinstance(config, type) and is_dataclass(config) and config.__dataclass_params__.frozen):  # type: ignore[attr-defined]
         return "has no frozen dataclass Config"
+    without = [f.name for f in fields(config) if f.default is MISSING and f.default_factory is MISSING]
+    if without:
+        return f"has no default for {', '.join(without)} in its Config"
     try:
         inspect.signature(found).bind(None, 1, None, generator=None, device=None, base=None)
     except TypeError as error:

@@ -8,26 +8,25 @@ import torch
 from torch import Tensor
 
 from dsrl_offpolicy.contracts import BasePolicy, Encoding, PolicyInfo, observation_tensors
-from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.errors import InputError, one_line
 
 CONTRACT = "a base policy is a map (observation, latent) -> action chunk that is deterministic given the latent"
 BATCH = 2
 
 
-def check_contract(policy: Any, where: str, device: torch.device) -> BasePolicy:
+def check_contract(policy: BasePolicy, where: str, device: torch.device) -> BasePolicy:
     """Encode an example and decode it three times. Returns the policy.
 
     Raises:
         InputError: shapes that are not those of ``policy.info``, numbers that are not finite, a decode that is
             not deterministic or does not depend on its latent, or whatever the policy raises.
     """
-    if not isinstance(policy, BasePolicy):
-        raise InputError(f"{where}: expected a BasePolicy, got {type(policy).__name__}; {CONTRACT}")
     if not isinstance(getattr(policy, "info", None), PolicyInfo):
         raise InputError(f"{where}: expected `info` to be a PolicyInfo; {CONTRACT}")
     generator = torch.Generator().manual_seed(0)
-    latents = [torch.randn(BATCH, *policy.info.latent_shape, generator=generator).to(device) for _ in range(2)]
     try:
+        shape = (BATCH, *policy.info.latent_shape)
+        latents = [torch.randn(shape, generator=generator).to(device) for _ in range(2)]
         with torch.no_grad(), torch.random.fork_rng():
             encoding = policy.encode(observation_tensors(policy.example_observation(BATCH), device))
             first, again, other = (policy.decode(encoding, latents[i]) for i in (0, 0, 1))
@@ -36,8 +35,7 @@ def check_contract(policy: Any, where: str, device: torch.device) -> BasePolicy:
     except InputError:
         raise
     except Exception as error:  # whatever a stranger's code raises
-        problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise InputError(f"{where}: a trial of encode and decode failed: {problem}") from error
+        raise InputError(f"{where}: a trial of encode and decode failed: {one_line(error)}") from error
     if not torch.allclose(first, again, atol=1e-5):
         change = float((first - again).abs().max())
         raise InputError(f"{where}: the same latent decoded to actions {change:.2g} apart; {CONTRACT}")
@@ -52,7 +50,8 @@ def _check_shapes(policy: BasePolicy, where: str, encoding: Any, chunk: Any) -> 
         raise InputError(f"{where}: expected encode to return an Encoding, got {type(encoding).__name__}")
     _check_tensor(encoding.features, (BATCH, info.feature_dim), f"{where}: features of encode")
     _check_tensor(chunk, (BATCH, *info.action_shape), f"{where}: actions of decode")
-    if not 0 <= info.executed_rows.start < info.executed_rows.stop <= info.action_shape[0]:
+    first, last = info.executed_rows.start, info.executed_rows.stop
+    if None in (first, last) or not 0 <= first < last <= info.action_shape[0]:
         raise InputError(
             f"{where}: executed_rows: expected rows of a chunk of {info.action_shape[0]}, got {info.executed_rows}"
         )

@@ -14,11 +14,11 @@ from dsrl_offpolicy.base_policies.contract import check_contract
 from dsrl_offpolicy.base_policies.published_layout import is_published
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
 from dsrl_offpolicy.contracts import BasePolicy
-from dsrl_offpolicy.errors import InputError, did_you_mean
+from dsrl_offpolicy.errors import InputError, did_you_mean, one_line
 from dsrl_offpolicy.files.checkpoint import check_kind, read_tensors
 from dsrl_offpolicy.registry import BASE_POLICIES
 
-MODULE_AND_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(:.*)?")
+MODULE = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
 
 def load_base_policy(
@@ -41,35 +41,36 @@ def load_base_policy(
     """
     device = torch.device(device)
     options = {name: value for name, value in options.items() if value is not None}
-    kind, _, argument = str(spec).partition(":")
-    if Path(spec).expanduser().is_file() or not _names_a_class(str(spec)):
+    kind, colon, argument = str(spec).partition(":")
+    known, is_name = BASE_POLICIES.names(), MODULE.fullmatch(kind) if colon else kind.isidentifier()
+    if isinstance(spec, Path) or Path(spec).expanduser().exists() or not (kind in known or is_name):
         return _from_file(Path(spec), device, flag, options)
     if kind in BASE_POLICIES.builtin:
-        return BASE_POLICIES.find(kind, flag).load(argument, device, flag=flag, **options)
-    if kind not in BASE_POLICIES.names():
-        kind, argument = _module_and_class(str(spec), flag)
-    found = BASE_POLICIES.find(kind, flag)
+        if not argument:
+            raise InputError(f"{flag}: expected {kind}:PATH of its file, got {spec}")
+        found = BASE_POLICIES.find(kind, flag, BasePolicy)
+        return found.load(argument, device, flag=flag, **options)
+    if kind not in known:
+        kind, argument = _module_and_class(kind, argument, flag)
+    found = BASE_POLICIES.find(kind, flag, BasePolicy)
     try:
         policy = found.load(argument or None, device, **options)
-    except (TypeError, AttributeError) as error:
-        problem = " ".join(str(error).split())
-        raise InputError(f"{flag}: {spec} cannot be made: {problem}") from error
+    except InputError:
+        raise
+    except Exception as error:  # whatever a stranger's code raises
+        raise InputError(f"{flag}: {spec} cannot be made: {one_line(error)}") from error
     return check_contract(policy, f"{flag}: {spec}", device)
 
 
-def _names_a_class(spec: str) -> bool:
-    return spec.partition(":")[0] in BASE_POLICIES.names() or MODULE_AND_CLASS.fullmatch(spec) is not None
-
-
-def _module_and_class(spec: str, flag: str) -> tuple[str, str]:
-    """Split ``module:Class:argument`` before the argument."""
-    module, name, *rest = spec.split(":", 2)
+def _module_and_class(module: str, rest: str, flag: str) -> tuple[str, str]:
+    """Split ``Class:argument`` off, once the module is one."""
     if not Path(*module.split(".")).with_suffix(".py").is_file() and find_spec(module.split(".")[0]) is None:
         raise InputError(
-            f"{flag}: {module} is neither a kind of base policy nor a module here"
+            f"{flag}: {module} is neither a file, nor a kind of base policy, nor a module here"
             f"{did_you_mean(module, BASE_POLICIES.names())}; kinds: {', '.join(BASE_POLICIES.names())}"
         )
-    return f"{module}:{name}", "".join(rest)
+    name, _, argument = rest.partition(":")
+    return f"{module}:{name}", argument
 
 
 def _from_file(path: Path, device: torch.device, flag: str, options: dict[str, Any]) -> BasePolicy:

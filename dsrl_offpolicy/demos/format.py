@@ -84,11 +84,9 @@ def find_format(name: str, path: Path) -> DemoFormat:
     if not path.exists():
         raise InputError(f"demo_path: expected a file of demonstrations, {path} does not exist")
     for candidate in DEMO_FORMATS.names() if name == "auto" else [name]:
-        kind = DEMO_FORMATS.find(candidate, "demo_format")
-        if not (isinstance(kind, type) and issubclass(kind, DemoFormat)):
-            raise InputError(f"demo_format: expected a subclass of DemoFormat, {candidate} is {kind!r}")
-        if name != "auto" or kind().recognises(path):
-            return kind()
+        kind = DEMO_FORMATS.make(candidate, "demo_format", DemoFormat)
+        if name != "auto" or kind.recognises(path):
+            return kind
     raise InputError(
         f"demo_path: no known format ({', '.join(DEMO_FORMATS.names())}) recognises {path}; "
         "name it by --demo_format, or your own by --demo_format module:Class"

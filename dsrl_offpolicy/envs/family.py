@@ -96,9 +96,10 @@ class EnvFamily(ABC):
     """Environments that are made in the same way. Subclasses need ``tasks`` and ``make``.
 
     Attributes:
-        name: how ``registry.ENV_FAMILIES`` calls it.
+        name: how messages call it: its name in ``registry.ENV_FAMILIES``; by default ``module:Class``.
         package: the distribution whose version tells which simulator it is; "" for none.
-        settings: the fields of ``FAMILY_SETTINGS`` that it understands; others are refused.
+        settings: the fields of ``FAMILY_SETTINGS`` that it understands; others are refused. A family with images
+            has ``obs_mode``.
         reward_modes: the reward modes that it knows.
         common_reward_mode: one that every environment of it has, for looking at one.
         default_control_mode: the controller where nothing is said; None where there is none to choose.
@@ -112,6 +113,10 @@ class EnvFamily(ABC):
     common_reward_mode: ClassVar[RewardMode] = "dense"
     default_control_mode: ClassVar[str | None] = None
     preload: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.name = vars(cls).get("name", f"{cls.__module__}:{cls.__name__}")
 
     @abstractmethod
     def tasks(self) -> Sequence[str]:
@@ -202,10 +207,7 @@ def find_family(env_id: str, family: str = "auto") -> EnvFamily:
     """
     asked: list[EnvFamily] = []
     for name in ENV_FAMILIES.names() if family == "auto" else [family]:
-        kind = ENV_FAMILIES.find(name, "env_family")
-        if not (isinstance(kind, type) and issubclass(kind, EnvFamily)):
-            raise InputError(f"env_family: expected a subclass of envs.family.EnvFamily, {name} is not one")
-        found = kind()
+        found = ENV_FAMILIES.make(name, "env_family", EnvFamily)
         if found.owns(env_id):
             return found
         asked.append(found)

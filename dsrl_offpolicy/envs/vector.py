@@ -13,11 +13,13 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers import TimeLimit
 
+from dsrl_offpolicy.envs.contract import check_observation, check_spaces
 from dsrl_offpolicy.envs.family import EnvFacts, EnvFamily, MacroVectorEnv, family_of
 from dsrl_offpolicy.envs.macro_step import MacroStepEnv
 from dsrl_offpolicy.envs.processes import ProcessVectorEnv
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.success import SuccessReward
+from dsrl_offpolicy.errors import InputError, one_line
 
 GRACE = 300
 """Seconds that a worker lives on after SIGTERM."""
@@ -36,7 +38,7 @@ def make_env(spec: EnvSpec) -> gym.Env:
     logging.getLogger("gymnasium").setLevel(logging.ERROR)
     family = family_of(spec)
     family.check(spec)
-    env = family.make(spec)
+    env = check_spaces(family.make(spec), f"env_id: {spec.env_id}")
     if spec.max_episode_steps is not None:
         env = TimeLimit(env, spec.max_episode_steps)
     return SuccessReward(env, spec)
@@ -112,12 +114,22 @@ def inspect_env(spec: EnvSpec) -> EnvFacts:
     capabilities = family.capabilities(spec)
     # A batch of one, not one here: PhysX takes the GPU only in a process that has simulated nothing before.
     one = replace(spec, obs_horizon=1, act_horizon=1)
-    env: gym.Env | MacroVectorEnv = make_vector_env(one, 1) if capabilities.batched else make_env(spec)
+    env: gym.Env | MacroVectorEnv | None = None
     try:
+        env = make_vector_env(one, 1) if capabilities.batched else make_env(spec)
         if capabilities.trial_steps:
-            env.reset(seed=0)
+            obs, _ = env.reset(seed=0)
+            if not capabilities.batched:
+                check_observation(obs, env.observation_space, f"env_id: {spec.env_id}")
             assert env.action_space.shape is not None
             env.step(np.zeros(env.action_space.shape, np.float32))
         return family.facts(env, spec)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a stranger's code raises
+        raise InputError(
+            f"env_id: {spec.env_id}: a trial of make, reset and step failed: {one_line(error)}"
+        ) from error
     finally:
-        env.close()
+        if env is not None:
+            env.close()

@@ -26,8 +26,11 @@ def task_env_spec(info: PolicyInfo, config: SimulatorConfig, **values: Any) -> E
         )
     if obs_mode != info.obs_mode:
         raise InputError(f"obs_mode: expected {info.obs_mode} as the base policy was trained with, got {obs_mode}")
-    if "control_mode" in find_family(config.env_id, config.env_family).settings:
+    image_size, understood = config.image_size, find_family(config.env_id, config.env_family).settings
+    if "control_mode" in understood:
         control_mode = control_mode_of(info, config)
+    if "image_size" in understood:
+        image_size = image_size or info.image_size
     return EnvSpec(
         config.env_id,
         obs_horizon=info.obs_horizon,
@@ -36,7 +39,7 @@ def task_env_spec(info: PolicyInfo, config: SimulatorConfig, **values: Any) -> E
         obs_mode=obs_mode,
         sim_backend=config.sim_backend,
         render_backend=config.render_backend,
-        image_size=config.image_size or info.image_size,
+        image_size=image_size,
         robot_uids=config.robot_uids,
         timeout=config.env_timeout,
         env_family=config.env_family,

@@ -60,7 +60,7 @@ def load_base(config: BasePolicyConfig, device: torch.device) -> BasePolicy:
         raise InputError("base: expected either --base or --awsc_checkpoint, got both")
     flag = "awsc_checkpoint" if config.base is None else "base"
     spec = config.base if config.base is not None else config.awsc_checkpoint
-    if spec is None:
+    if not spec:
         raise InputError("--base: expected a base policy (dsrl pretrain writes one), got nothing")
     return load_base_policy(
         spec,

@@ -10,7 +10,7 @@ from gymnasium.wrappers import FlattenObservation, RescaleAction, TransformObser
 
 from dsrl_offpolicy.envs.family import EnvFamily
 from dsrl_offpolicy.envs.spec import EnvSpec
-from dsrl_offpolicy.errors import InputError, did_you_mean
+from dsrl_offpolicy.errors import InputError, did_you_mean, one_line
 
 
 class GymnasiumEnvs(EnvFamily):
@@ -35,8 +35,7 @@ class GymnasiumEnvs(EnvFamily):
         try:
             importlib.import_module(module)
         except Exception as error:  # whatever a user's module raises while it is imported
-            problem = " ".join(f"{type(error).__name__}: {error}".split())
-            raise InputError(f"env_id: {env_id} cannot be imported: {problem}") from error
+            raise InputError(f"env_id: {env_id} cannot be imported: {one_line(error)}") from error
         if name not in gym.registry:
             near = did_you_mean(name, gym.registry)
             raise InputError(f"env_id: expected an id that {module} registers, got {name!r}{near}")
