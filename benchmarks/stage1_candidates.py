@@ -69,6 +69,8 @@ def gain(config: Any, base: Any, states: Any, held_out: Any, episodes: Any) -> s
     for _ in range(config.total_iters):
         learner.step(torch.randint(len(states), (config.batch_size,), generator=generator))
     row = verify(learner.agent, held_out, episodes, config)
+    if "difference_low" not in row:  # of one held-out episode there is no interval
+        return f"{row['difference']:+.2f}"
     return f"{row['difference']:+.2f} [{row['difference_low']:+.2f}, {row['difference_high']:+.2f}]"
 
 
