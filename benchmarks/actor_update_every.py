@@ -14,10 +14,10 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import yaml
+from dsrl_offpolicy.analysis.run_folder import read_runs
 
 STEPS, TURNS = 200, 15
 """Gradient steps per turn, and turns of each."""
@@ -37,9 +37,9 @@ def make_runs(root: Path, seeds: list[int], every: list[int]) -> list[Path]:
         quickstart = root / f"q{seed}"
         if not quickstart.exists():
             dsrl("quickstart", "--seed", seed, "--out", quickstart)
-        settings = yaml.safe_load((quickstart / "stage2" / "config.yaml").read_text())
+        (run,) = read_runs(quickstart / "stage2")
         for count in every:
-            folder = root / f"q{seed}-k{count}" if count != settings["actor_update_every"] else quickstart
+            folder = root / f"q{seed}-k{count}" if count != run.settings["actor_update_every"] else quickstart
             if not folder.exists():
                 flags = ["--config", quickstart / "stage2" / "config.yaml", "--actor_update_every", count]
                 dsrl("stage2", *flags, "--out", folder)
@@ -49,20 +49,17 @@ def make_runs(root: Path, seeds: list[int], every: list[int]) -> list[Path]:
 
 def step_times(run: Path, every: list[int]) -> dict[int, float]:
     """Milliseconds per gradient step, sampling included, of a run's learner with each ``every``."""
-    from dataclasses import replace
-
-    from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
-    from dsrl_offpolicy.agents.stage2_config import Stage2Config
     from dsrl_offpolicy.buffers.replay_files import ReplayFiles
-    from dsrl_offpolicy.configs.loading import override, read_settings
+    from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
     from dsrl_offpolicy.files.checkpoint import load_checkpoint
     from dsrl_offpolicy.train.train_stage2_online import Stage2
 
-    config: Any = override(Stage2Config, "stage2_online.yaml", read_settings(run / "config.yaml"), str(run))
+    config = read_runs(run)[0].config
+    assert isinstance(config, Stage2LoopConfig)
     stage2 = Stage2(replace(config, torch_threads=1))
     state = load_checkpoint(run / "checkpoints" / "last.pt", "stage2", "run")
     ReplayFiles(run / "replay").load(stage2.buffer, state["replay"])
-    update = CompiledUpdate(stage2.agent, config.batch_size)
+    update = stage2.agent.compiled(config.batch_size) or stage2.agent.update
 
     def turn(count: int) -> float:
         start = time.perf_counter()

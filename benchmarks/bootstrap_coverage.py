@@ -18,6 +18,7 @@ from dsrl_offpolicy.analysis.aggregate import (
     mean_of_runs,
     probability_of_improvement,
 )
+from dsrl_offpolicy.evaluation.intervals import Interval
 
 EPISODES = 40
 
@@ -25,6 +26,12 @@ EPISODES = 40
 def scores(generator: np.random.Generator, *shape: int) -> np.ndarray:
     """Evaluated success of runs, of the given shape."""
     return generator.binomial(EPISODES, generator.beta(8, 2, shape)) / EPISODES
+
+
+def holds(interval: Interval, truth: float) -> bool:
+    """Whether the truth lies in it. One run has none, which holds nothing."""
+    low, high = interval.low, interval.high
+    return low is not None and high is not None and low <= truth <= high
 
 
 def main() -> None:
@@ -43,7 +50,7 @@ def main() -> None:
             (estimates([group], interquartile_mean), true_iqm),
             (estimates([group, other], probability_of_improvement), 0.5),
         ]
-        shares = [np.mean([p.low <= truth <= p.high for p in points]) for points, truth in found]
+        shares = [np.mean([holds(p, truth) for p in points]) for points, truth in found]
         print(f"| {runs} | " + " | ".join(f"{100 * share:.0f} %" for share in shares) + " |", flush=True)
 
 

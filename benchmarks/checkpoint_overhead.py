@@ -11,7 +11,6 @@ settings, with its updates, for ``--minutes``, tells how long those env steps ta
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import statistics
@@ -21,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,6 +31,7 @@ from dsrl_offpolicy.buffers.replay_files import ReplayFiles
 from dsrl_offpolicy.commands import demos as generate_demos
 from dsrl_offpolicy.configs.jobs import DemosConfig, Stage0Config
 from dsrl_offpolicy.contracts import MacroTransitions
+from dsrl_offpolicy.files.metrics import NAME, read_metrics
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.train import pretrain_stage0
 from dsrl_offpolicy.train.saves import Saves
@@ -108,13 +109,13 @@ def env_steps_per_second(folder: Path, minutes: float) -> float:
     flags = ["--awsc_checkpoint", str(base / "checkpoints" / "last.pt"), "--out", str(folder / "run")]
     command = [sys.executable, "-m", "dsrl_offpolicy.cli", "stage2", "--eval_freq", "0", *flags]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-    file, rows = folder / "run" / "metrics.jsonl", []
+    rows: list[dict[str, Any]] = []
     while not rows or rows[-1]["minutes"] - rows[0]["minutes"] < minutes:
         time.sleep(1)
         if process.poll() is not None:
             raise SystemExit("the run ended by itself")
-        if file.exists():
-            rows = [json.loads(line) for line in file.read_text().splitlines()]
+        if (folder / "run" / NAME).exists():
+            rows = read_metrics(folder / "run")
     os.killpg(process.pid, signal.SIGTERM)
     process.wait()
     first, last = rows[0], rows[-1]

@@ -13,7 +13,10 @@ import argparse
 import statistics
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dsrl_offpolicy.envs.spec import ObsMode
 
 HORIZON = 8
 LIMIT = 200
@@ -71,7 +74,8 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     print("| observations | processes | bare | ours | ours / bare |\n|---|---|---|---|---|")
-    for mode, frames in (("state", 1), ("rgb", HORIZON), ("rgb", 2), ("rgb", 1)):
+    modes: list[tuple[ObsMode, int]] = [("state", 1), ("rgb", HORIZON), ("rgb", 2), ("rgb", 1)]
+    for mode, frames in modes:
         spec = EnvSpec(
             arguments.env_id, obs_mode=mode, max_episode_steps=LIMIT, obs_horizon=frames, act_horizon=HORIZON,
             sim_backend="physx_cpu", end_on_success=True,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import os
 import random
 import signal
@@ -30,6 +29,7 @@ from dsrl_offpolicy.buffers.replay_files import ReplayFiles
 from dsrl_offpolicy.commands import demos as generate_demos
 from dsrl_offpolicy.configs.jobs import DemosConfig, Stage0Config
 from dsrl_offpolicy.files.checkpoint import read_tensors
+from dsrl_offpolicy.files.metrics import NAME, read_metrics
 from dsrl_offpolicy.train import pretrain_stage0
 from dsrl_offpolicy.train.saves import Saves
 
@@ -81,9 +81,7 @@ def start(arguments: str) -> subprocess.Popen[str]:
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     """Whole rows of the metrics, without the clock's."""
-    file = folder / "metrics.jsonl"
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    found = [json.loads(line) for line in lines if line.endswith("\n")]
+    found = read_metrics(folder) if (folder / NAME).exists() else []
     return [{k: v for k, v in row.items() if k not in WALL_CLOCK} for row in found]
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from dsrl_offpolicy.analysis.curves import plot_success
 from dsrl_offpolicy.analysis.run_folder import read_runs
+from dsrl_offpolicy.analysis.verdict import Row
 from dsrl_offpolicy.evaluation.intervals import Interval, wilson_interval
 
 TASK = "LiftPegUpright-v1"
@@ -106,9 +107,9 @@ def chain(folder: Path, seed: int, obs: str, num_envs: int) -> None:
     for name, command in steps.items():
         whole = folder / name / "summary.json" if not name.endswith(".h5") else folder / "demos.json"
         if not whole.exists():
-            start = time.monotonic()
+            began = time.monotonic()
             dsrl(f"{command} --out {folder / name}")
-            minutes[name] = round((time.monotonic() - start) / 60, 2)
+            minutes[name] = round((time.monotonic() - began) / 60, 2)
             minutes_file.write_text(json.dumps(minutes))
 
 
@@ -117,19 +118,18 @@ def percent(value: float, low: float, high: float) -> str:
     return f"{100 * value:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
-def curve(folder: Path) -> list[dict[str, Any]]:
+def curve(folder: Path) -> list[Row]:
     """The evaluations during Stage 2."""
     return read_runs(folder / "stage2")[0].evaluations
 
 
-def training_curve(folder: Path) -> list[dict[str, Any]]:
+def training_curve(folder: Path) -> list[Row]:
     """Success of the last 50 training episodes, where noise is drawn and not its mean taken."""
-    rows = []
+    rows: list[Row] = []
     for row in read_runs(folder / "stage2")[0].of("train"):
         if "train_success" in row:
             rate = wilson_interval(round(50 * row["train_success"]), 50)
-            interval = {"success_once_low": rate.low, "success_once_high": rate.high}
-            rows.append({"env_steps": row["env_steps"], "success_once": rate.value, **interval})
+            rows.append({"env_steps": row["env_steps"], **rate.named("success_once")})
     return rows
 
 

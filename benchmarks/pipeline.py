@@ -92,39 +92,36 @@ def main() -> int:
     arguments, flags = parser.parse_known_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cpus])
 
-    from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
     from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
-    from dsrl_offpolicy.configs.loading import parse_job
     from dsrl_offpolicy.rollouts.collector import Collector
     from dsrl_offpolicy.tracking.progress import ProgressReport
     from dsrl_offpolicy.tracking.run import Run
-    from dsrl_offpolicy.train.train_stage2_online import Stage2
+    from dsrl_offpolicy.train.train_stage2_online import Stage2, settings
 
     flags += ["--warmup_steps", arguments.warmup_steps, "--total_timesteps", arguments.total_timesteps]
     with tempfile.TemporaryDirectory() as folder:
         flags += ["--eval_freq", "0", "--out", str(Path(folder) / "run")]
-        stage2 = Stage2(parse_job(Stage2Config, "stage2_online.yaml", "pipeline", flags))
+        stage2 = Stage2(settings(flags))
         clock = Clock()
         clock.wrap(MacroReplayBuffer, "sample", "replay: sample")
         clock.wrap(MacroReplayBuffer, "add", "replay: add")
         clock.wrap(Run, "log", "logging")
         clock.wrap(ProgressReport, "report", "logging")
-        clock.wrap(Collector, "_receive", "waiting for environments")
         clock.wrap(Collector, "collect", "encoding, resets")
         clock.wrap(Collector, "launch", "policy and decoding")
-        compiled = stage2._worth_compiling()
-        bare = CompiledUpdate(stage2.agent, stage2.config.batch_size) if compiled else stage2.agent.update
-        stage2.gradient_step = bare
+        compiled = stage2.agent.compiled(stage2.config.batch_size) if stage2._worth_compiling() else None
+        stage2.gradient_step = bare = compiled or stage2.agent.update
         clock.wrap(stage2, "gradient_step", "gradient steps")
         window: dict[str, float] = {}
         inner_learn = Stage2._learn
 
-        def learn(self: Any, *rest: Any) -> None:
+        def learn(self: Any, run: Any, progress: Any) -> None:
             if self.counters.owed(self.config.utd_ratio) > 0 and "start" not in window:  # learning begins
                 clock.seconds.clear()
                 clock.calls.clear()
+                clock.wrap(self.collector.env, "step_wait", "waiting for environments")
                 window["start"] = time.perf_counter()
-            inner_learn(self, *rest)
+            inner_learn(self, run, progress)
             window["end"] = time.perf_counter()
 
         Stage2._learn = learn  # type: ignore[method-assign]

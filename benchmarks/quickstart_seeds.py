@@ -16,6 +16,7 @@ from typing import Any
 
 from dsrl_offpolicy.analysis.curves import plot_success
 from dsrl_offpolicy.analysis.run_folder import read_runs
+from dsrl_offpolicy.analysis.verdict import Row
 from dsrl_offpolicy.commands import quickstart
 from dsrl_offpolicy.evaluation.intervals import Interval
 
@@ -41,7 +42,7 @@ def percent(row: dict[str, Any]) -> str:
     return f"{100 * row['success']:.0f} [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
 
 
-def evaluations(folder: Path) -> list[dict[str, Any]]:
+def evaluations(folder: Path) -> list[Row]:
     """The evaluations during a run's Stage 2."""
     return read_runs(folder / "stage2")[0].evaluations
 
@@ -51,8 +52,8 @@ def claims(folder: Path, summary: dict[str, Any]) -> dict[str, str]:
     base, stage2, zero = summary["base"], summary["stage2"], entry(summary, "w = 0")
     curve = evaluations(folder)
     last_third = [r["success_once"] for r in curve if r["env_steps"] >= 2 / 3 * curve[-1]["env_steps"]]
-    verification = json.loads((folder / "stage1" / "summary.json").read_text())["verification"]
-    stage2_run = json.loads((folder / "stage2" / "summary.json").read_text())
+    stage1_run, stage2_run = (read_runs(folder / stage)[0].summary for stage in ("stage1", "stage2"))
+    verification = stage1_run["verification"]
     return {
         "Stage 2 less base (points)": f"{100 * (stage2['success'] - base['success']):+.0f}",
         "intervals apart": "yes" if stage2["low"] > base["high"] else "no",

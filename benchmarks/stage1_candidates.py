@@ -24,7 +24,7 @@ class Learner:
 
     def __init__(self, config: Any, base: Any, states: Any) -> None:
         from dsrl_offpolicy.agents.aw_mle import CandidatePool
-        from dsrl_offpolicy.train.train_stage1_offline import build_agent
+        from dsrl_offpolicy.train.stage1_learner import build_agent
 
         self.agent = build_agent(config, base, states.device)
         self.states = states
@@ -58,7 +58,7 @@ def time_steps(configs: dict[str, Any], base: Any, states: Any) -> None:
         print(line, flush=True)
 
 
-def gain(config: Any, base: Any, states: Any, held_out: Any) -> str:
+def gain(config: Any, base: Any, states: Any, held_out: Any, episodes: Any) -> str:
     """E[Q] under the policy less that under the prior, after ``total_iters`` gradient steps."""
     import torch
 
@@ -68,7 +68,9 @@ def gain(config: Any, base: Any, states: Any, held_out: Any) -> str:
     generator = torch.Generator().manual_seed(config.seed)
     for _ in range(config.total_iters):
         learner.step(torch.randint(len(states), (config.batch_size,), generator=generator))
-    row = verify(learner.agent, held_out, config)
+    row = verify(learner.agent, held_out, episodes, config)
+    if "difference_low" not in row:  # of one held-out episode there is no interval
+        return f"{row['difference']:+.2f}"
     return f"{row['difference']:+.2f} [{row['difference_low']:+.2f}, {row['difference_high']:+.2f}]"
 
 
@@ -76,8 +78,8 @@ def main() -> int:
     """Measure and print."""
     from dsrl_offpolicy.configs.jobs import Stage1Config
     from dsrl_offpolicy.configs.loading import parse_job
-    from dsrl_offpolicy.train.start import load_base, start_torch
-    from dsrl_offpolicy.train.train_stage1_offline import load_states
+    from dsrl_offpolicy.train.demonstrations import load_states
+    from dsrl_offpolicy.train.start import load_base, require_file, start_torch
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pools", type=int, nargs="+", default=[64, 128, 256])
@@ -86,13 +88,16 @@ def main() -> int:
     config = parse_job(Stage1Config, "stage1_offline.yaml", "stage1_candidates", flags)
     device = start_torch(config)
     base = load_base(config, device)
-    states, held_out = load_states(config, base, device)
+    demos = require_file(config.demo_path, "demo_path", "a file of demonstrations (dsrl demos writes one)")
+    states, *held_out = load_states(config, demos, base, device)
     configs = {"fresh": replace(config, candidate_pool=0)}
     configs |= {f"pool of {size}": replace(config, candidate_pool=size) for size in arguments.pools}
-    print(f"{len(states)} states, batch {config.batch_size}, M {config.num_candidates}, L {base.latent_shape}")
+    print(
+        f"{len(states)} states, batch {config.batch_size}, M {config.num_candidates}, L {base.info.latent_shape}"
+    )
     time_steps(configs, base, states)
     for name, settings in configs.items():
-        found = [gain(replace(settings, seed=seed), base, states, held_out) for seed in arguments.seeds]
+        found = [gain(replace(settings, seed=seed), base, states, *held_out) for seed in arguments.seeds]
         print(f"{name:<12} E[Q] policy less prior: {'  '.join(found)}", flush=True)
     return 0
 

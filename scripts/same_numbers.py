@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import torch
 
 LEFT_OUT = {"minutes", "env_steps_per_s", "gradient_steps_per_s", "group", "kind", "format_version"}
@@ -128,7 +129,8 @@ def contents(run: Path) -> dict[str, Any]:
     if run.suffix == ".h5" and run.exists():
         with h5py.File(run) as h5:
             h5.visititems(lambda name, node: found.update({name: node[()]}) if hasattr(node, "shape") else None)
-        return {name: torch.from_numpy(v) for name, v in found.items() if getattr(v, "dtype", "").kind in "biuf"}
+        arrays = {name: v for name, v in found.items() if isinstance(v, np.ndarray)}
+        return {name: torch.from_numpy(v) for name, v in arrays.items() if v.dtype.kind in "biuf"}
     metrics = run / "metrics.jsonl"
     rows = metrics.read_text().splitlines() if metrics.exists() else []
     found["metrics/rows"] = len(rows)
