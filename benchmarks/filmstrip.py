@@ -57,7 +57,7 @@ def main() -> int:
     from dsrl_offpolicy.evaluation.episodes import evaluation_seeds
     from dsrl_offpolicy.models.latent_sources import policy_source, prior_source
     from dsrl_offpolicy.train.base_env import base_env_spec
-    from dsrl_offpolicy.train.start import load_base, start_torch
+    from dsrl_offpolicy.train.start import load_base, rewards_of, start_torch
     from dsrl_offpolicy.train.steering_files import load_steering
 
     matplotlib.use("Agg")
@@ -70,13 +70,13 @@ def main() -> int:
     assert config.stage2_checkpoint is not None and config.out is not None
     policy, _ = load_steering(config.stage2_checkpoint, "stage2", "stage2_checkpoint", base, device)
     sources = {"before": prior_source(), "after": policy_source(policy, deterministic=True)}
-    env = make_vector_env(base_env_spec(base.spec, config, end_on_success=True), 1)
+    env = make_vector_env(base_env_spec(base.info, rewards_of(base), config, end_on_success=True), 1)
     rows = []
     with torch.no_grad():
         for seed in evaluation_seeds(config.episodes):
             rows += [(name, *watch(env, base, source, seed)) for name, source in sources.items()]
     env.close()
-    height = 0.2 + 1.3 * (base.image_channels // 3)
+    height = 0.2 + 1.3 * (base.info.image_channels // 3)
     figure, axes = pyplot.subplots(len(rows), FRAMES, figsize=(1.3 * FRAMES, height * len(rows)), squeeze=False)
     for line, (name, images, success, steps) in zip(axes, rows, strict=True):
         for place, axis in zip(np.linspace(0, len(images) - 1, FRAMES).round().astype(int), line, strict=True):

@@ -21,14 +21,15 @@ def main() -> int:
     from dsrl_offpolicy.models.latent_policy import LatentPolicy
     from dsrl_offpolicy.models.latent_sources import policy_source, prior_source
     from dsrl_offpolicy.train.base_env import base_env_spec
-    from dsrl_offpolicy.train.start import build_layout, load_base, start_torch
+    from dsrl_offpolicy.train.start import build_layout, load_base, rewards_of, start_torch
 
     config = parse_job(EvalConfig, "eval.yaml", "fresh_policy", sys.argv[1:])
     base = load_base(config, start_torch(config))
     steering = SteeringConfig()
-    policy = LatentPolicy(base.feature_dim, steering.actor_hidden_dims, build_layout(base, steering))
+    policy = LatentPolicy(base.info.feature_dim, steering.actor_hidden_dims, build_layout(base.info, steering))
     sources = {"base": prior_source(), "fresh policy": policy_source(policy, deterministic=False)}
-    env = make_vector_env(base_env_spec(base.spec, config, end_on_success=True), config.num_envs)
+    env_spec = base_env_spec(base.info, rewards_of(base), config, end_on_success=True)
+    env = make_vector_env(env_spec, config.num_envs)
     for name, source in sources.items():
         rate = summarise(run_episodes(env, base, source, evaluation_seeds(config.episodes))).success_once
         print(f"{name}: {100 * rate.value:.0f} % [{100 * rate.low:.0f}, {100 * rate.high:.0f}]")

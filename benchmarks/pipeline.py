@@ -93,8 +93,10 @@ def main() -> int:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cpus])
 
     from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
+    from dsrl_offpolicy.agents.stage2_config import Stage2Config
     from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
     from dsrl_offpolicy.configs.loading import parse_job
+    from dsrl_offpolicy.envs.processes import ProcessVectorEnv
     from dsrl_offpolicy.rollouts.collector import Collector
     from dsrl_offpolicy.tracking.progress import ProgressReport
     from dsrl_offpolicy.tracking.run import Run
@@ -109,7 +111,7 @@ def main() -> int:
         clock.wrap(MacroReplayBuffer, "add", "replay: add")
         clock.wrap(Run, "log", "logging")
         clock.wrap(ProgressReport, "report", "logging")
-        clock.wrap(Collector, "_receive", "waiting for environments")
+        clock.wrap(ProcessVectorEnv, "step_wait", "waiting for environments")
         clock.wrap(Collector, "collect", "encoding, resets")
         clock.wrap(Collector, "launch", "policy and decoding")
         compiled = stage2._worth_compiling()

@@ -58,7 +58,7 @@ def time_steps(configs: dict[str, Any], base: Any, states: Any) -> None:
         print(line, flush=True)
 
 
-def gain(config: Any, base: Any, states: Any, held_out: Any) -> str:
+def gain(config: Any, base: Any, states: Any, held_out: Any, episodes: Any) -> str:
     """E[Q] under the policy less that under the prior, after ``total_iters`` gradient steps."""
     import torch
 
@@ -68,7 +68,7 @@ def gain(config: Any, base: Any, states: Any, held_out: Any) -> str:
     generator = torch.Generator().manual_seed(config.seed)
     for _ in range(config.total_iters):
         learner.step(torch.randint(len(states), (config.batch_size,), generator=generator))
-    row = verify(learner.agent, held_out, config)
+    row = verify(learner.agent, held_out, episodes, config)
     return f"{row['difference']:+.2f} [{row['difference_low']:+.2f}, {row['difference_high']:+.2f}]"
 
 
@@ -86,13 +86,15 @@ def main() -> int:
     config = parse_job(Stage1Config, "stage1_offline.yaml", "stage1_candidates", flags)
     device = start_torch(config)
     base = load_base(config, device)
-    states, held_out = load_states(config, base, device)
+    states, held_out, episodes = load_states(config, config.demo_path, base, device)
     configs = {"fresh": replace(config, candidate_pool=0)}
     configs |= {f"pool of {size}": replace(config, candidate_pool=size) for size in arguments.pools}
-    print(f"{len(states)} states, batch {config.batch_size}, M {config.num_candidates}, L {base.latent_shape}")
+    print(
+        f"{len(states)} states, batch {config.batch_size}, M {config.num_candidates}, L {base.info.latent_shape}"
+    )
     time_steps(configs, base, states)
     for name, settings in configs.items():
-        found = [gain(replace(settings, seed=seed), base, states, held_out) for seed in arguments.seeds]
+        found = [gain(replace(settings, seed=seed), base, states, held_out, episodes) for seed in arguments.seeds]
         print(f"{name:<12} E[Q] policy less prior: {'  '.join(found)}", flush=True)
     return 0
 

@@ -22,12 +22,13 @@ def main() -> int:
 
     from dsrl_offpolicy.agents.stage2_config import Stage2Config
     from dsrl_offpolicy.configs.loading import parse_job
+    from dsrl_offpolicy.contracts import MacroTransitions
     from dsrl_offpolicy.envs.vector import make_vector_env
     from dsrl_offpolicy.train.train_stage2_online import Stage2
 
     config = parse_job(Stage2Config, "stage2_online.yaml", "stage2_memory", sys.argv[1:])
     stage2 = Stage2(config)
-    buffer, width = stage2.buffer, stage2.base.feature_dim
+    buffer, width = stage2.buffer, stage2.base.info.feature_dim
     while len(buffer) < buffer.capacity:
         count = min(BLOCK, buffer.capacity - len(buffer))
         no = torch.zeros(count, dtype=torch.bool)
