@@ -1,11 +1,13 @@
 # Every target sets up its own virtual environment first. Variables to override:
 #   make quickstart TORCH=torch PYTHON=python3.12 ARGS="--task pick-place-v3 --seed 2"
 #   make test DEV=dev        # without ManiSkill; its tests are skipped
+#   make test WORKERS=0      # in one process; default: one per core
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 DEV ?= dev,maniskill
 ARGS ?=
+WORKERS ?= auto
 BIN := $(VENV)/bin
 
 .PHONY: quickstart test test-slow check format clean
@@ -14,7 +16,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/dsrl quickstart $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest tests/ -v -m "not slow" $(ARGS)
+	$(BIN)/pytest tests/ -v -m "not slow" -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/pytest tests/ -v -m slow $(ARGS)

@@ -20,11 +20,10 @@ from dsrl_offpolicy.base_policies.published_layout import (
     velocity_layout,
     visual_layout,
 )
-from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy, ShortcutFlowSpec
+from dsrl_offpolicy.base_policies.shortcut_flow import DEFAULT_WEIGHTS, ShortcutFlowPolicy, ShortcutFlowSpec
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import load_weights, read_tensors
 
-DEFAULT_WEIGHTS = "ema_agent.velocity_net"
 DEFAULT_OBS_HORIZON = 2
 DEFAULT_PRED_HORIZON = 16
 DEFAULT_ACT_HORIZON = 8

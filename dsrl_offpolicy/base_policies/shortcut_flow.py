@@ -32,6 +32,9 @@ from dsrl_offpolicy.models.visual_encoder import VisualEncoder
 
 VisualPool = Literal["max", "flatten"]
 
+DEFAULT_WEIGHTS = "ema_agent.velocity_net"
+"""Weights that are taken from a published file where nothing is said."""
+
 MOST_REPEATS, LARGEST = 1024, 100_000
 """Bounds on what a damaged file can ask for: of horizons, heads and Euler steps, and of a network's dimensions."""
 
@@ -252,10 +255,14 @@ class ShortcutFlowPolicy(BasePolicy, nn.Module):
             if not isinstance(content.get(key), Mapping):
                 raise InputError(f"{where}: expected an entry {key!r} in a base_policy checkpoint, got none")
         spec = ShortcutFlowSpec.from_plain(content["spec"], where)
+        weights = options.pop("weights", DEFAULT_WEIGHTS)
+        if weights != DEFAULT_WEIGHTS:
+            raise InputError(
+                f"weights: expected the default {DEFAULT_WEIGHTS}, since {where} holds one set, got {weights!r}"
+            )
         for name, given in options.items():
-            held = getattr(spec, name, None)
-            if given != held:
-                raise InputError(f"{name}: expected {held or 'nothing'} as in {where}, got {given}")
+            if given != getattr(spec, name):
+                raise InputError(f"{name}: expected {getattr(spec, name)} as in {where}, got {given}")
         builders = (spec.build_encoder, spec.build_velocity, spec.build_critic)
         # First without memory: what the spec says may be any size, until the tensors are seen to be of it.
         with torch.device("meta"), reading(where, "dimensions that make networks"):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from dsrl_offpolicy.base_policies.awsc import DEFAULT_WEIGHTS
 from dsrl_offpolicy.base_policies.loading import load_base_policy
+from dsrl_offpolicy.base_policies.shortcut_flow import DEFAULT_WEIGHTS
 from dsrl_offpolicy.configs.loading import check_ranges
 from dsrl_offpolicy.configs.shared import BasePolicyConfig, JobConfig, SteeringConfig
 from dsrl_offpolicy.contracts import BasePolicy, PolicyInfo, RewardTerms

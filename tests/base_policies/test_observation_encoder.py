@@ -67,7 +67,7 @@ def test_a_policy_of_states_ignores_images() -> None:
     features = base.encode(state).features
     assert torch.equal(base.encode({"state": state, "rgb": torch.zeros(1)}).features, features)
     assert torch.equal(torch.cat([base.encode_frames(state[:, i], torch.zeros(1)) for i in range(O)], 1), features)
-    assert (base.info.image_channels, base.spec.visual_dim, base.info.image_size, base.spec.obs_mode) == (
+    assert (base.info.image_channels, base.spec.visual_dim, base.info.image_size, base.info.obs_mode) == (
         0,
         0,
         None,

@@ -136,7 +136,7 @@ def test_shapes_say_what_the_file_does_not(tmp_path: Path) -> None:
     assert policy.info.executed_rows == slice(1, 5) and policy.critic.rows == slice(0, 4)
     assert (spec.velocity_net, spec.velocity_widths, spec.embed_dim) == ("unet", (8, 16), 6)
     assert (spec.critic_hidden_dims, spec.critic_heads, spec.denoising_steps) == ((10, 11, 12), 4, 8)
-    assert (spec.obs_mode, spec.image_size, spec.published) == ("rgb", None, True)
+    assert (policy.info.obs_mode, spec.image_size, spec.published) == ("rgb", None, True)
 
 
 def test_what_the_critic_was_trained_with_is_unknown_and_falls_back_for_evaluation(tmp_path: Path) -> None:

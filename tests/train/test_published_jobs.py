@@ -10,8 +10,8 @@ import torch
 from published_files import Layout, published_content
 from tiny_worlds import TASK, TINY_STAGE1, TINY_WIDTHS
 
-from dsrl_offpolicy.base_policies.awsc import DEFAULT_WEIGHTS
 from dsrl_offpolicy.base_policies.loading import load_base_policy
+from dsrl_offpolicy.base_policies.shortcut_flow import DEFAULT_WEIGHTS
 from dsrl_offpolicy.configs.shared import BasePolicyConfig, SimulatorConfig
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError

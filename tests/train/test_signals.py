@@ -63,8 +63,11 @@ def test_burn_in_and_updates_stop_at_the_next_step_and_resume_to_the_bit(
     assert done.status == 0, done.err
     assert "note" not in done.err
     assert rows(folder) == rows(whole)
-    for name in ("policy", "training", "counters", "recent", "random", "best"):
-        assert_same(content(folder)[name], content(whole)[name], name)
+    one, other = content(folder), content(whole)
+    for name in ("policy", "training", "counters", "recent", "best"):
+        assert_same(one[name], other[name], name)
+    for library in ("numpy", "torch"):  # run-time checks of types draw from python's
+        assert_same(one["random"][library], other["random"][library], library)
 
 
 def test_a_signal_during_compilation_saves_the_run_as_it_stood(
@@ -72,14 +75,13 @@ def test_a_signal_during_compilation_saves_the_run_as_it_stood(
 ) -> None:
     folder, never, compiled = tmp_path / "run", threading.Event(), []
 
-    class Endless:
-        def __init__(self, *_: object) -> None:
-            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
-            compiled.append(never.wait(200))
+    def endless(agent: DSRLSACAgent, batch_size: int) -> None:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        compiled.append(never.wait(200))
 
     argv = ["stage2", *FLAGS.split(), "--compile", "on", "--awsc_checkpoint", reach_base, "--out", folder]
     with monkeypatch.context() as patch:
-        patch.setattr(train_stage2_online, "CompiledUpdate", Endless)
+        patch.setattr(DSRLSACAgent, "compiled", endless)
         done = run_command(argv)
     assert not compiled  # not waited for
     assert done.status == 143 and f"dsrl stage2 --resume {folder}" in done.err
