@@ -35,9 +35,10 @@ from torch import Tensor, nn
 
 RewardMode = Literal["sparse", "dense", "normalized_dense"]
 
-Observation = Tensor | Mapping[str, Tensor]
-"""A frame stack, oldest frame first: states ``[B, o, S]``, or a mapping with that tensor under ``"state"`` and,
-for a policy of images, ``[B, o, H, W, 3k]`` uint8 of k cameras under ``"rgb"``."""
+Observation = Tensor | Mapping[str, Any]
+"""A frame stack, oldest frame first: states ``[B, o, S]``, or a mapping with that tensor under ``"state"``, for a
+policy of images ``[B, o, H, W, 3k]`` uint8 of k cameras under ``"rgb"``, and whatever keys the environment family
+adds: numbers stacked as frames are, strings as a sequence of one per environment."""
 
 
 def observation_tensors(obs: Any, device: torch.device | str) -> Any:
@@ -186,6 +187,9 @@ class ActionCritic(ABC):
 
 class BasePolicy(ABC):
     """A frozen map ``(observation, latent) -> action chunk``, deterministic given the latent.
+
+    Subclasses set ``info`` and define ``encode`` and ``decode``; everything else has a default. They may be
+    ``nn.Module``s, which are moved to the device and hashed.
 
     Attributes:
         info: its task, shapes and rows.

@@ -121,8 +121,9 @@ def check_fit(info: PolicyInfo, env_spec: EnvSpec) -> EnvFacts:
 def _check_images(info: PolicyInfo, env_id: str, shape: tuple[int, ...], cameras: tuple[str, ...]) -> None:
     size, channels = shape[:2], shape[2]
     if channels != info.image_channels:
+        names = f" ({', '.join(cameras)})" if cameras else ""
         raise InputError(
-            f"base policy: expected images of {channels // 3} cameras ({', '.join(cameras)}) for {env_id}, "
+            f"base policy: expected images of {channels // 3} cameras{names} for {env_id}, "
             f"got {info.image_channels // 3}"
         )
     if info.image_size is not None and info.image_size != size:
