@@ -111,7 +111,7 @@ def _pretrain(files: Files, *flags: object) -> list[object]:
 
 BAD_INPUT: dict[str, tuple[Callable[[Files], list[object]], list[str]]] = {
     # Missing or wrong checkpoints.
-    "no checkpoint given": (lambda f: ["stage2"], ["--awsc_checkpoint", "dsrl pretrain"]),
+    "no checkpoint given": (lambda f: ["stage2"], ["--base", "dsrl pretrain"]),
     "missing checkpoint": (lambda f: ["stage2", "--awsc_checkpoint", "no.pt"], ["awsc_checkpoint", "no.pt"]),
     "missing checkpoint, stage 1": (
         lambda f: ["stage1", "--demo_path", f.demos, "--awsc_checkpoint", "no.pt"],
@@ -157,7 +157,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Files], list[object]], list[str]]] = {
     # A checkpoint from another task.
     "other dimensions, stage 2": (
         lambda f: _stage2(f, "--env_id", "Pendulum-v1", "--reward_mode", "dense"),
-        ["awsc_checkpoint", "3 state dimensions", "Pendulum-v1", "39", "lever-pull-v3"],
+        ["base policy", "3 state dimensions", "Pendulum-v1", "39", "lever-pull-v3"],
     ),
     "other dimensions, demonstrations": (
         lambda f: _stage1(f, "--demo_path", _narrow_demos(f)),
@@ -171,11 +171,11 @@ BAD_INPUT: dict[str, tuple[Callable[[Files], list[object]], list[str]]] = {
         ["'obs'", "edited.h5", "traj_1"],
     ),
     "no rewards where dense ones are needed": (
-        lambda f: ["pretrain", "--demo_path", f.edited_demos("traj_0/rewards", None), "--reward_mode", "dense"],
+        lambda f: _pretrain(f, "--demo_path", f.edited_demos("traj_0/rewards", None), "--reward_mode", "dense"),
         ["'rewards'", "edited.h5"],
     ),
     "non-finite observations": (
-        lambda f: ["pretrain", "--demo_path", f.edited_demos("traj_0/obs", np.array(np.nan))],
+        lambda f: _pretrain(f, "--demo_path", f.edited_demos("traj_0/obs", np.array(np.nan))),
         ["finite", "'obs'", "edited.h5"],
     ),
     "non-finite actions, stage 1": (
@@ -330,7 +330,7 @@ def test_a_real_file_without_states_is_refused(run_command, files, shared_dir):
     path = shared_dir / "demos/LiftPegUpright-v1/trajectory.none.pd_joint_pos.physx_cpu.h5"
     done = run_command(["pretrain", "--env_id", "LiftPegUpright-v1", "--demo_path", path])
     assert done.status == 2 and len(done.error_lines) == 1
-    assert "'obs'" in done.err and path.name in done.err
+    assert "obs_mode" in done.err and path.name in done.err
     path = path.with_name("trajectory.state.pd_ee_delta_pose.physx_cpu.h5")
     done = run_command(_stage1(files, "--demo_path", path))
     assert done.status == 2 and TASK in done.err and "LiftPegUpright-v1" in done.err

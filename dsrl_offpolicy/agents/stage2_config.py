@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def _combined(name: str, own: type) -> type[Stage2LoopConfig]:
 def chosen_algorithm(argv: Sequence[str]) -> str:
     """Return the algorithm that flags name, or their ``--config``, or the run that they resume."""
     flags = {"--algo": "", "--config": "", "--resume": ""}
-    for flag, following in zip(argv, [*argv[1:], ""], strict=True):
+    for flag, following in pairwise([*argv, ""]):
         name, _, value = flag.partition("=")
         if name in flags:
             flags[name] = value or following
