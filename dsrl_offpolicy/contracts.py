@@ -33,7 +33,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-RewardMode = Literal["sparse", "dense", "normalized_dense"]
+from dsrl_offpolicy.rewards import RewardMode
 
 Observation = Tensor | Mapping[str, Tensor]
 """A frame stack, oldest frame first: states ``[B, o, S]``, or a mapping with that tensor under ``"state"`` and,

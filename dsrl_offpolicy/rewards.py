@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
+
+RewardMode = Literal["sparse", "dense", "normalized_dense"]
+"""``sparse`` is below; ``dense`` is the simulator's own, ``normalized_dense`` ManiSkill's of at most 1."""
 
 NEVER = 1000.0
 """Steps of -1 that a failure costs at gamma 1, where never succeeding has no finite price (as at gamma .999)."""

@@ -42,8 +42,7 @@ from dsrl_offpolicy.configs.shared import (
     TrackedConfig,
 )
 from dsrl_offpolicy.files.run_kind import RunKind
-
-RewardMode = Literal["sparse", "dense", "normalized_dense"]
+from dsrl_offpolicy.rewards import RewardMode
 
 
 @dataclass(frozen=True, kw_only=True)

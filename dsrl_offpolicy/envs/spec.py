@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-RewardMode = Literal["sparse", "dense", "normalized_dense"]
-ObsMode = Literal["state", "rgb"]
+from dsrl_offpolicy.configs.shared import ObsMode
+from dsrl_offpolicy.rewards import RewardMode
+
 SimBackend = Literal["auto", "physx_cpu", "physx_cuda"]
 RenderBackend = Literal["auto", "cpu", "gpu", "none"]
 

@@ -92,9 +92,9 @@ def read_tensors(
     except (*READ_ERRORS, *_DAMAGE) as error:
         cause = type(error).__name__
         raise InputError(f"{flag}: expected a {what}, {path} cannot be read ({cause})") from error
-    oddity = _oddity(content)
-    if oddity is not None:
-        raise InputError(f"{flag}: expected a {what}, {path} holds {oddity}")
+    problem = _not_plain(content)
+    if problem is not None:
+        raise InputError(f"{flag}: expected a {what}, {path} holds {problem}")
     return content
 
 
@@ -110,7 +110,7 @@ def _check_sums(path: Path) -> None:
             raise ValueError(f"{damaged} is damaged")
 
 
-def _oddity(content: Any) -> str | None:
+def _not_plain(content: Any) -> str | None:
     """What no writer of checkpoints puts into a file, and no reader must meet; None where there is nothing of it.
 
     A few bytes can stand for a tensor, or for nested lists, that fill any memory.

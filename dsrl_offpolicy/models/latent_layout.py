@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-SteerMode = Literal["full", "act_horizon", "repeat"]
+from dsrl_offpolicy.configs.shared import SteerMode
 
 
 def squash(u: Tensor, magnitude: float) -> Tensor:
