@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
+from extending import shown_files
 from test_imports import LEVEL, PACKAGE
 
 from dsrl_offpolicy.agents.stage2_config import Stage2Config
@@ -40,7 +41,11 @@ def missing_paths(text: str, page: Path) -> list[str]:
         elif name.endswith("/") and first not in OF_RUNS:
             there = any((base / name).is_dir() for base in (ROOT, PACKAGE, page.parent))
         elif name.endswith((".py", ".sh")) and "/" not in name:
-            there = any(any((ROOT / folder).rglob(name)) for folder in REPOSITORY) or bool([*ROOT.glob(name)])
+            there = (
+                name in shown_files()
+                or any(any((ROOT / folder).rglob(name)) for folder in REPOSITORY)
+                or bool([*ROOT.glob(name)])
+            )
         elif name.endswith((".py", ".sh")) or (first in REPOSITORY and "/" in name):
             there = any((base / name).exists() for base in (ROOT, PACKAGE, page.parent))
         elif first in LEVEL and re.fullmatch(r"\w+(\.\w+)+", name) and not name.endswith(DATA):
@@ -68,14 +73,15 @@ def defined(parts: list[str]) -> bool:
 
 @pytest.fixture(scope="module")
 def flags() -> dict[str, set[str]]:
-    """Flags of jobs and tools, and those of benchmarks and scripts."""
+    """Flags of jobs, tools and the algorithm in docs/extending, and those of benchmarks and scripts."""
     held = [c for c in [*vars(jobs).values(), Stage2Config] if isinstance(c, type) and is_dataclass(c)]
     of_jobs = {field.name for config in held for field in fields(config)} | {"config", "help", "version"}
 
     def parsed(*folders: Path) -> set[str]:
         return {f for d in folders for p in d.rglob("*.py") for f in re.findall(r'"--([a-z]\w*)"', p.read_text())}
 
-    return {"commands": of_jobs | parsed(PACKAGE), "others": parsed(ROOT / "benchmarks", ROOT / "scripts")}
+    shown = {f for text in shown_files().values() for f in re.findall(r"^    (\w+): ", text, re.MULTILINE)}
+    return {"commands": of_jobs | parsed(PACKAGE) | shown, "others": parsed(ROOT / "benchmarks", ROOT / "scripts")}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)

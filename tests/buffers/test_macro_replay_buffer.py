@@ -185,7 +185,7 @@ def test_replay_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"the replay file .* was altered"):
         files.load(replay(capacity=4), state)
     path.unlink()
-    with pytest.raises(InputError, match="it does not exist"):
+    with pytest.raises(InputError, match="does not exist"):
         files.load(replay(capacity=4), state)
 
 

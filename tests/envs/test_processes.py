@@ -117,7 +117,7 @@ def test_closing_waits_for_no_process_that_cannot_answer(number, stepping) -> No
 
 
 def test_a_process_that_cannot_build_its_environment_is_told_of() -> None:
-    with pytest.raises(InputError, match=rf"expected process 0 to build .*, it died {MOST_LOSSES + 1} times"):
+    with pytest.raises(InputError, match=rf"process 0 could not build .*, it died {MOST_LOSSES + 1} times"):
         ProcessVectorEnv(partial(make_counting, Unbuildable), 1, 60.0)
 
 
