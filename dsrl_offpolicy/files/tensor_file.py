@@ -20,6 +20,8 @@ from torch import Tensor
 
 HEADER, DIGEST = "dsrl_offpolicy", "sha256"
 TENSOR, TUPLE, ITEMS = "__tensor__", "__tuple__", "__items__"
+CHANNELS_LAST = "__channels_last__"
+"""In place of ``TENSOR`` for a tensor in that memory format: the fused Adam needs moments to lie as their weights do."""
 
 
 def is_tensor_file(path: Path) -> bool:
@@ -70,7 +72,8 @@ def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         while name in tensors:  # {"a": {"b": ...}, "a.b": ...}
             name += "'"
         tensors[name] = value.detach().to("cpu", copy=True).contiguous()
-        return {TENSOR: name}
+        last = value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last)
+        return {CHANNELS_LAST if last and not value.is_contiguous() else TENSOR: name}
     if isinstance(value, Mapping):
         inner = {key: _without_tensors(v, f"{name}.{key}".lstrip("."), tensors) for key, v in value.items()}
         return inner if all(isinstance(key, str) for key in inner) else {ITEMS: list(inner.items())}
@@ -87,6 +90,8 @@ def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return value
     if value.keys() == {TENSOR}:
         return tensors[value[TENSOR]]
+    if value.keys() == {CHANNELS_LAST}:
+        return tensors[value[CHANNELS_LAST]].contiguous(memory_format=torch.channels_last)
     if value.keys() == {TUPLE}:
         return tuple(_with_tensors(inner, tensors) for inner in value[TUPLE])
     pairs = value[ITEMS] if value.keys() == {ITEMS} else value.items()

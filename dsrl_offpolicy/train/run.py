@@ -334,9 +334,14 @@ def _refuse_other_settings(began_with: Mapping[str, Any] | None, config: Any, fo
         for name, now in to_plain(config).items():
             if name not in MAY_CHANGE and began[name] != now:
                 raise InputError(
-                    f"{name}: expected {shown(began[name])}, with which the run began, got {shown(now)} in "
+                    f"{name}: expected {_brief(began[name])}, with which the run began, got {_brief(now)} in "
                     f"{folder / 'config.yaml'}; only a new run can change it"
                 )
+
+
+def _brief(value: Any) -> str:
+    """A setting for an error: whole numbers and texts in a list are written out."""
+    return f"[{', '.join(map(shown, value))}]" if isinstance(value, list) else shown(value)
 
 
 @contextmanager

@@ -50,6 +50,16 @@ def test_an_optimiser_goes_on_from_it(path):
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.999) and len(optimizer.state) == 2
 
 
+def test_the_moments_of_a_convolution_lie_in_memory_as_its_weights_do(path):
+    # The fused Adam reads weights and moments by their place in memory: moments that came back in another order
+    # would move other weights than their own.
+    weight = torch.arange(54.0).reshape(2, 3, 3, 3).contiguous(memory_format=torch.channels_last)
+    save_checkpoint(path, "stage2", {"last": weight, "first": weight.contiguous()})
+    found = load_checkpoint(path, "stage2", "test")
+    assert torch.equal(found["last"], weight) and found["last"].stride() == weight.stride() == (27, 1, 9, 3)
+    assert torch.equal(found["first"], weight) and found["first"].stride() == (27, 9, 3, 1)
+
+
 def test_names_that_meet_do_not_hide_each_other(path):
     save_checkpoint(path, "stage1", {"a": {"b": torch.zeros(1)}, "a.b": torch.ones(1)})
     found = load_checkpoint(path, "stage1", "x")

@@ -88,10 +88,11 @@ def test_demonstrations_hold_what_was_asked_for(chain):
 def test_the_base_policy_knows_its_observations(chain):
     base = load_base_policy(chain.checkpoint("stage0"))
     rgb = chain.mode == "rgb"
-    assert base.spec.obs_mode == chain.mode and base.state_dim == STATE_DIM[chain.mode]
-    assert base.feature_dim == STATE_DIM[chain.mode] + (6 if rgb else 0)
-    assert base.image_channels == (3 if rgb else 0) and base.image_size == ((128, 128) if rgb else None)
-    assert base.spec.control_mode == "pd_ee_delta_pose"
+    info = base.info
+    assert info.obs_mode == chain.mode and info.state_dim == STATE_DIM[chain.mode]
+    assert info.feature_dim == STATE_DIM[chain.mode] + (6 if rgb else 0)
+    assert info.image_channels == (3 if rgb else 0) and info.image_size == ((128, 128) if rgb else None)
+    assert info.control_mode == "pd_ee_delta_pose"
 
 
 def test_stage_2_stores_features_and_learns_from_real_steps(chain):

@@ -13,10 +13,11 @@ from tiny_worlds import TASK, TINY_STAGE1, TINY_WIDTHS
 from dsrl_offpolicy.base_policies.loading import load_base_policy
 from dsrl_offpolicy.base_policies.shortcut_flow import DEFAULT_WEIGHTS
 from dsrl_offpolicy.configs.shared import BasePolicyConfig, SimulatorConfig
+from dsrl_offpolicy.contracts import RewardTerms
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.train.base_env import base_env_spec
-from dsrl_offpolicy.train.start import load_base
+from dsrl_offpolicy.train.start import load_base, rewards_of
 
 HORIZONS = ["--obs_horizon", 1, "--pred_horizon", 8]
 
@@ -132,14 +133,16 @@ def test_the_default_weights_are_the_same_everywhere():
 
 
 def test_the_environment_takes_default_rewards_where_the_file_says_none(published):
-    spec = load_base_policy(published, obs_horizon=1, pred_horizon=8).spec
+    base = load_base_policy(published, obs_horizon=1, pred_horizon=8)
     expected = EnvSpec(
         TASK, reward_mode="sparse", reward_scale=1.0, end_on_success=False, max_episode_steps=None, obs_horizon=1,
         act_horizon=4, gamma=0.99,
     )  # fmt: skip
-    assert base_env_spec(spec, SimulatorConfig(env_id=TASK), end_on_success=False) == expected
+    rewards = rewards_of(base)
+    assert rewards == RewardTerms()
+    assert base_env_spec(base.info, rewards, SimulatorConfig(env_id=TASK), end_on_success=False) == expected
 
 
 def test_a_base_policy_must_be_named():
-    with pytest.raises(InputError, match="--awsc_checkpoint: expected the checkpoint of a base policy"):
+    with pytest.raises(InputError, match="--base: expected a base policy"):
         load_base(BasePolicyConfig(), torch.device("cpu"))

@@ -110,7 +110,7 @@ class TestStage0:
         config.write_text(text.replace("critic_hidden_dims:\n- 16\n", "critic_hidden_dims:\n- 24\n"))
         done = run_dsrl(["pretrain", "--resume", folder])
         assert done.status == 2 and len(done.error_lines) == 1
-        assert "resume: state of the run: expected that of a run of these settings" in done.err
+        assert "critic_hidden_dims: expected [16], with which the run began, got [24]" in done.err
 
     def test_changed_demonstrations_are_refused(self, flags, tmp_path) -> None:
         folder, demos = tmp_path / "run", tmp_path / "demos.h5"
@@ -247,7 +247,9 @@ def test_the_quickstart_goes_on_wherever_it_was_stopped(tmp_path, monkeypatch) -
     resume = ["quickstart", "--resume", folder]
     advice = f"resume with: dsrl quickstart --resume {folder}"
 
-    done = stop_here("dsrl_offpolicy.commands.demos:record_episode", 1, signal.SIGINT, [*flags, "--out", folder])
+    done = stop_here(
+        "dsrl_offpolicy.demos.makers.metaworld:record_episode", 1, signal.SIGINT, [*flags, "--out", folder]
+    )
     assert done.status == 130 and done.error_lines[-1] == f"dsrl quickstart: stopped by SIGINT; {advice}"
     assert not list(folder.glob("demos*"))  # whole or not at all
 
