@@ -21,7 +21,7 @@ from torch import Tensor
 HEADER, DIGEST = "dsrl_offpolicy", "sha256"
 TENSOR, TUPLE, ITEMS = "__tensor__", "__tuple__", "__items__"
 CHANNELS_LAST = "__channels_last__"
-"""In place of ``TENSOR`` for a tensor in that memory format: the fused Adam needs moments to lie as their weights do."""
+"""In place of ``TENSOR`` for a tensor in that memory format: the fused Adam needs moments to lie as weights do."""
 
 
 def is_tensor_file(path: Path) -> bool:

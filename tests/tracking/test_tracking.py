@@ -43,7 +43,7 @@ def test_an_existing_folder_is_never_written_over(tmp_path):
     (tmp_path / "file").write_text("a file, not a folder")
     before = snapshot(tmp_path)
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match="out: (expected a new run folder|cannot make)"):
+        with pytest.raises(InputError, match=r"out: (expected a new run folder|cannot make)"):
             create_run_folder(path, "unused")
     assert snapshot(tmp_path) == before
 
