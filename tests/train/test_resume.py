@@ -46,7 +46,7 @@ def test_a_stopped_run_is_saved_and_goes_on_to_the_bit(reach_base, whole, tmp_pa
     # 200 gradient steps and more were taken after the resume
     assert content(folder)["counters"]["gradient_steps"] - before["gradient_steps"] >= 200
     status, said = finish(start(f"--resume {folder}"))
-    assert status == 2 and "at its end" in said and "Traceback" not in said
+    assert status == 2 and "has finished" in said and "Traceback" not in said
 
 
 def test_a_killed_run_loses_what_came_after_its_last_save_and_nothing_else(reach_base, whole, tmp_path) -> None:
