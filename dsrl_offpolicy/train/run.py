@@ -340,8 +340,8 @@ def _refuse_other_settings(began_with: Mapping[str, Any] | None, config: Any, fo
 
 
 def _brief(value: Any) -> str:
-    """A setting for an error: whole numbers and texts in a list are written out."""
-    return f"[{', '.join(map(shown, value))}]" if isinstance(value, list) else shown(value)
+    """A setting for an error: the values of a short list are written out."""
+    return f"[{', '.join(map(shown, value))}]" if isinstance(value, list) and len(value) <= 8 else shown(value)
 
 
 @contextmanager
