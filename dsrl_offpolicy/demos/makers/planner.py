@@ -49,6 +49,8 @@ class PlannerProcess:
         count = min(PART_EPISODES, request.episodes - so_far.kept)
         try:
             self._connection.send((request, folder.absolute(), request.first_seed + so_far.tried, count))
+            while not self._connection.poll(0.5):  # a signal that another thread was handed wakes no read
+                pass
             answer = self._connection.recv()
         except (EOFError, OSError):
             raise InputError(
