@@ -48,6 +48,17 @@ def read_tensor_file(path: Path, device: str | torch.device, *, memory_map: bool
     Raises:
         ValueError, LookupError, TypeError or SafetensorError: it is another file, or damaged.
     """
+    while True:
+        opened = _identity(path)
+        try:
+            return _read(path, device, memory_map)
+        except Exception:
+            # safe_open opens a file twice: where a run saved in between, a header met the tensors of another.
+            if _identity(path) == opened:
+                raise
+
+
+def _read(path: Path, device: str | torch.device, memory_map: bool) -> dict[str, Any]:
     with safe_open(path, "pt") as file:
         plain = json.loads(file.metadata()[HEADER])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -57,6 +68,12 @@ def read_tensor_file(path: Path, device: str | torch.device, *, memory_map: bool
         tensors = {name: value.to(device, copy=True) for name, value in tensors.items()}
     content: dict[str, Any] = _with_tensors(plain, tensors)
     return content
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    """What tells a file from another that takes its place."""
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def _digest(plain: Any, tensors: Mapping[str, Tensor]) -> str:

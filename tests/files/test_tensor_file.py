@@ -105,3 +105,20 @@ def test_a_folder_that_cannot_be_made_is_one_line(path):
     path.write_text("a file")
     with pytest.raises(InputError, match="cannot be written: "):
         save_checkpoint(path / "inside.pt", "stage1", {})
+
+
+def test_a_file_that_a_run_replaces_while_it_is_opened_is_read_again(path, monkeypatch):
+    # safetensors reads the header, then opens the file by its name again: a save in between is not damage.
+    save_checkpoint(path, "stage1", {"weight": torch.zeros(9)})
+    open_again = torch.UntypedStorage.from_file
+    saves = iter([{"weight": torch.ones(9)}, {"weight": torch.full((99,), 2.0)}])
+
+    def save_and_open(*args, **kwargs):
+        for content in saves:
+            save_checkpoint(path, "stage1", content)
+            break
+        return open_again(*args, **kwargs)
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", save_and_open)
+    assert torch.equal(load_checkpoint(path, "stage1", "x")["weight"], torch.full((99,), 2.0))
+    assert next(saves, None) is None
