@@ -245,6 +245,14 @@ class BasePolicy(ABC):
     ) -> tuple[Float[Tensor, "B T W"], Float[Tensor, " B"]]:
         """Find the latents that decode to ``actions``, and the error that is left of each chunk.
 
+        Args:
+            encoding: of the observations.
+            actions: whole chunks in [-1, 1].
+
+        Returns:
+            The latents, of any magnitude, and the root mean square of ``decode(encoding, latents) - actions`` over
+            each chunk. Chunks that the policy cannot make keep a large error; no error is raised for them.
+
         Raises:
             NotImplementedError: a policy that cannot be inverted.
         """

@@ -27,13 +27,16 @@ from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import check_weights, load_checkpoint, load_weights
 from dsrl_offpolicy.files.plain import from_plain, reading, shown
 from dsrl_offpolicy.models.action_q_network import ActionQNetwork
-from dsrl_offpolicy.models.velocity import VelocityKind, build_velocity_network, integrate
+from dsrl_offpolicy.models.velocity import VelocityKind, build_velocity_network, integrate, invert_integration
 from dsrl_offpolicy.models.visual_encoder import VisualEncoder
 
 VisualPool = Literal["max", "flatten"]
 
 DEFAULT_WEIGHTS = "ema_agent.velocity_net"
 """Weights that are taken from a published file where nothing is said."""
+
+INVERSION_ITERATIONS = 10
+"""Fixed-point iterations per Euler step: 1 leaves an rmse of .06, 10 leave 1e-4 to 4e-4 (MLP, 8 steps)."""
 
 MOST_REPEATS, LARGEST = 1024, 100_000
 """Bounds on what a damaged file can ask for: of horizons, heads and Euler steps, and of a network's dimensions."""
@@ -293,6 +296,15 @@ class ShortcutFlowPolicy(BasePolicy, nn.Module):
 
     def decode(self, encoding: Encoding, latent: Float[Tensor, "B T W"]) -> Float[Tensor, "B T A"]:
         return integrate(self.velocity, latent, encoding.features, self.spec.denoising_steps)
+
+    def invert(
+        self, encoding: Encoding, actions: Float[Tensor, "B T A"]
+    ) -> tuple[Float[Tensor, "B T W"], Float[Tensor, " B"]]:
+        features, steps = encoding.features, self.spec.denoising_steps
+        latent = invert_integration(self.velocity, actions, features, steps, INVERSION_ITERATIONS)
+        with torch.no_grad():
+            error = (self.decode(encoding, latent) - actions).square().mean((1, 2)).sqrt()
+        return latent, error
 
     def fingerprint(self) -> str:
         return weights_digest(self.encoder, self.velocity)

@@ -32,7 +32,9 @@ from dsrl_offpolicy.configs.ranges import (
 )  # fmt: skip
 from dsrl_offpolicy.configs.shared import (
     BasePolicyConfig,
+    DemonstrationsConfig,
     EvaluationConfig,
+    InvertedDemonstrationsConfig,
     JobConfig,
     LatentCriticConfig,
     OfflineConfig,
@@ -85,16 +87,10 @@ class DemosConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage0Config(OfflineConfig, SimulatorConfig):
+class Stage0Config(DemonstrationsConfig, OfflineConfig, SimulatorConfig):
     """dsrl pretrain: train the AWSC base policy and its action critic from demonstrations."""
 
     kind: ClassVar[RunKind] = "stage0"
-    demo_path: Path | None = None
-    """File of demonstrations: ManiSkill's HDF5 (its JSON beside it), or of another format."""
-    demo_format: str = "auto"
-    """Format of that file: maniskill_hdf5, module:Class of your own, or auto to try the known ones."""
-    num_demos: Count | None = None
-    """Use only the first N trajectories."""
     obs_horizon: Count = 1
     """Stacked frames."""
     pred_horizon: Count = 8
@@ -158,16 +154,27 @@ class Stage0Config(OfflineConfig, SimulatorConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage1Config(OfflineConfig, EvaluationConfig, SteeringConfig, LatentCriticConfig, BasePolicyConfig):
-    """dsrl stage1: warm-start the latent policy offline, by advantage-weighted likelihood."""
+class Stage1Config(
+    InvertedDemonstrationsConfig, OfflineConfig, EvaluationConfig, SteeringConfig, LatentCriticConfig,
+    BasePolicyConfig,
+):  # fmt: skip
+    """dsrl stage1: make the latent policy that Stage 2 starts from, out of demonstrations or few episodes."""
 
     kind: ClassVar[RunKind] = "stage1"
-    demo_path: Path | None = None
-    """File of demonstrations: ManiSkill's HDF5 (its JSON beside it), or of another format."""
-    demo_format: str = "auto"
-    """Format of that file: maniskill_hdf5, module:Class of your own, or auto to try the known ones."""
-    num_demos: Count | None = None
-    """Use only the first N trajectories."""
+    method: Literal["aw_mle", "noise_cloning", "golden_ticket", "auto"] = "aw_mle"
+    """aw_mle: advantage-weighted likelihood under Q^A. noise_cloning: likelihood of the demonstrations' noise.
+    golden_ticket: constant latents. auto: all of them. All but aw_mle evaluate candidates and keep the best,
+    or the prior where none is better."""
+    cloning_iters: Steps = 800
+    """Most gradient steps of noise cloning; policies after 1/8, 1/4, 1/2 and all of them are candidates."""
+    cloning_lr: Positive = 1e-3
+    """Learning rate of noise cloning."""
+    constants: Count = 8
+    """Constant latents among the candidates."""
+    screening_episodes: Count = 5
+    """Episodes per candidate before the worse half is dropped; the rest goes on to twice as many, and so on."""
+    choosing_episodes: Count = 40
+    """Most episodes per candidate."""
     total_iters: Steps = 100000
     """Gradient steps."""
     batch_size: Count = 256
@@ -212,7 +219,10 @@ class Stage1Config(OfflineConfig, EvaluationConfig, SteeringConfig, LatentCritic
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage2LoopConfig(TrackedConfig, ResumableConfig, EvaluationConfig, SteeringConfig, BasePolicyConfig):
+class Stage2LoopConfig(
+    InvertedDemonstrationsConfig, TrackedConfig, ResumableConfig, EvaluationConfig, SteeringConfig,
+    BasePolicyConfig,
+):  # fmt: skip
     """What Stage 2 has whichever algorithm learns; the algorithm's own ``Config`` comes beside it."""
 
     kind: ClassVar[RunKind] = "stage2"
@@ -230,10 +240,14 @@ class Stage2LoopConfig(TrackedConfig, ResumableConfig, EvaluationConfig, Steerin
     """Env steps before updates start."""
     warmup_policy: Literal["prior", "stage1"] = "prior"
     """Who acts during the warm-up: the prior, or the policy of Stage 1."""
+    offline_fraction: Share = 0.5
+    """With --demo_path: share of every batch from demonstrations, inverted to noise by the base policy."""
+    offline_anneal_steps: Steps | None = None
+    """Env steps over which that share falls linearly to 0; default: it stays."""
     utd_ratio: Positive = 20.0
     """Gradient steps per macro-transition stored."""
     critic_burnin_steps: StepsOrNone = 0
-    """Critic-only gradient steps on the warm-up's transitions, before utd_ratio counts."""
+    """Critic-only gradient steps on the warm-up's transitions (and demonstrations), before utd_ratio counts."""
     actor_update_every: Steps = 1
     """Gradient steps per actor and temperature step."""
     batch_size: Count = 256

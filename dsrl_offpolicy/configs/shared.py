@@ -96,6 +96,26 @@ class EvaluationConfig(SimulatorConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DemonstrationsConfig:
+    """Where demonstrations are."""
+
+    demo_path: Path | None = None
+    """File of demonstrations: ManiSkill's HDF5 (its JSON beside it), or of another format."""
+    demo_format: str = "auto"
+    """Format of that file: maniskill_hdf5, module:Class of your own, or auto to try the known ones."""
+    num_demos: Count | None = None
+    """Use only the first N trajectories."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InvertedDemonstrationsConfig(DemonstrationsConfig):
+    """How demonstrations are turned into noise."""
+
+    inversion_tolerance: Positive = 1e-3
+    """Largest error (root mean square over a chunk) of a demonstration's window that is used as noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SteeringConfig:
     """Shape of the latent policy."""
 

@@ -17,6 +17,13 @@ def squash(u: Tensor, magnitude: float) -> Tensor:
     return u if math.isinf(magnitude) else magnitude * torch.tanh(u / magnitude)
 
 
+def unsquash(w: Tensor, magnitude: float, within: float) -> Tensor:
+    """Return the u whose squash is ``w``, with w drawn in to ``within`` (below 1) of the magnitude."""
+    if math.isinf(magnitude):
+        return w
+    return magnitude * torch.atanh((w / magnitude).clamp(-within, within))
+
+
 @dataclass(frozen=True)
 class LatentLayout:
     """Maps between steered latents ``[B, L]`` and the noise ``[B, T, A]`` that the base policy decodes.

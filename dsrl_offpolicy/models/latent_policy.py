@@ -18,6 +18,16 @@ LOG_SIGMA_MAX = 1.0
 _LOG_2PI = math.log(2 * math.pi)
 
 
+def raw_log_sigma(sigma: float) -> float:
+    """Return the network's output for a standard deviation, before its bounds.
+
+    Args:
+        sigma: between exp(LOG_SIGMA_MIN) and exp(LOG_SIGMA_MAX), both excluded.
+    """
+    bound = LOG_SIGMA_MIN if sigma < 1 else LOG_SIGMA_MAX
+    return bound * math.atanh(math.log(sigma) / bound)
+
+
 class Gaussian(NamedTuple):
     """A diagonal Gaussian over the pre-squash latent u."""
 

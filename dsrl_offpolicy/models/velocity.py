@@ -118,3 +118,32 @@ def integrate(
         # i / steps in double precision: `floor(100 t)` of the U-Net would feel float32's rounding of `step * i`.
         x = x + network(x, torch.full_like(step, i / steps), step, features) / steps
     return x.clamp(-1, 1)
+
+
+@torch.no_grad()
+def invert_integration(
+    network: nn.Module,
+    actions: Float[Tensor, "B T A"],
+    features: Float[Tensor, "B D"],
+    steps: int,
+    iterations: int,
+) -> Float[Tensor, "B T A"]:
+    """Run :func:`integrate` backward: find the noise of which it makes ``actions``.
+
+    Each Euler step ``y = x + v(x, t) / N`` is solved for x by the fixed-point iteration ``x <- y - v(x, t) / N``,
+    which converges where v / N is a contraction. What does not converge shows when the noise is integrated again.
+
+    Args:
+        network: the velocity.
+        actions: chunks in [-1, 1]; one at a bound is taken as if it had not been clamped.
+        features: of the observations.
+        steps: N of the integration.
+        iterations: of the fixed-point iteration, per step.
+    """
+    x = actions
+    step = torch.full((len(actions),), 1 / steps, dtype=actions.dtype, device=actions.device)
+    for i in reversed(range(steps)):
+        reached = x
+        for _ in range(iterations):
+            x = reached - network(x, torch.full_like(step, i / steps), step, features) / steps
+    return x

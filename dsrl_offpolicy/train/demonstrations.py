@@ -1,4 +1,4 @@
-"""Demonstrations as Stages 0 and 1 take them: held against what is needed, encoded once, and cut into windows."""
+"""Demonstrations as all stages take them: held against what is needed, encoded once, and cut into windows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dsrl_offpolicy.agents.awsc import DemoBatch
-from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config
+from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config, Stage2LoopConfig
 from dsrl_offpolicy.contracts import BasePolicy, Observation, PolicyInfo, RewardTerms
 from dsrl_offpolicy.demos.format import find_format, read_demonstrations
 from dsrl_offpolicy.demos.trajectory import Demonstrations, check_info
@@ -25,12 +25,14 @@ from dsrl_offpolicy.files.plain import reading
 from dsrl_offpolicy.train.base_env import control_mode_of
 from dsrl_offpolicy.train.start import rewards_of
 
+DemonstratedJob = Stage0Config | Stage1Config | Stage2LoopConfig
+
 ENCODED_AT_ONCE = 256
 """Frames in one call of an image encoder."""
 
 
 def load_demonstrations(
-    config: Stage0Config | Stage1Config,
+    config: DemonstratedJob,
     path: Path,
     *,
     obs_mode: str | None = None,
@@ -85,7 +87,7 @@ def load_demonstrations(
     return demos
 
 
-def demonstrations_digest(config: Stage0Config | Stage1Config) -> str:
+def demonstrations_digest(config: DemonstratedJob) -> str:
     """Hash the job's demonstrations: a resumed run must find the same."""
     assert config.demo_path is not None
     path = config.demo_path.expanduser()
@@ -93,7 +95,7 @@ def demonstrations_digest(config: Stage0Config | Stage1Config) -> str:
 
 
 def _order_in_environment(
-    config: Stage0Config | Stage1Config, family: EnvFamily, control_mode: str | None
+    config: DemonstratedJob, family: EnvFamily, control_mode: str | None
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
     """The parts of the state and the cameras, as the environment orders them."""
     facts = inspect_env(
@@ -209,16 +211,25 @@ def to_batch(windows: Windows, table: Tensor) -> DemoBatch:
     )
 
 
-def load_states(
-    config: Stage1Config, path: Path, base: BasePolicy, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Load the frame stacks in ``path``, for Stage 1.
+def load_policy_windows(
+    config: Stage1Config | Stage2LoopConfig, path: Path, base: BasePolicy, rewards: RewardTerms
+) -> tuple[Demonstrations, Windows]:
+    """Read the demonstrations in ``path``, once they fit a base policy, and cut its windows.
 
-    Returns:
-        Features ``[N, D]`` to train on, features ``[M, D]`` held out, and the episode ``[M]`` of each of these.
+    Args:
+        config: of the job.
+        path: the file.
+        base: its shapes and its controller are what the file must have.
+        rewards: of the windows.
+
+    Raises:
+        InputError: another task or control mode, other shapes, or rewards that the file lacks.
     """
     info = base.info
-    demos = load_demonstrations(config, path, obs_mode=info.obs_mode, control_mode=control_mode_of(info, config))
+    demos = load_demonstrations(
+        config, path, obs_mode=info.obs_mode, control_mode=control_mode_of(info, config),
+        reward_mode=rewards.reward_mode,
+    )  # fmt: skip
     shape = demos.image_shape
     if shape is not None and shape[2] != info.image_channels:
         raise InputError(
@@ -234,9 +245,20 @@ def load_states(
             f"demo_path: expected {info.action_dim} action dimensions as in the base policy, "
             f"got {demos.action_dim}"
         )
-    rewards = replace(rewards_of(base), reward_mode="sparse")  # those of the file are not asked for
     spec = window_spec(info, rewards)
-    windows = cut_windows(demos.trajectories, demos.control_mode, spec, has_gripper=demos.has_gripper)
+    return demos, cut_windows(demos.trajectories, demos.control_mode, spec, has_gripper=demos.has_gripper)
+
+
+def load_states(
+    config: Stage1Config, path: Path, base: BasePolicy, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Load the frame stacks in ``path``, for AW-MLE.
+
+    Returns:
+        Features ``[N, D]`` to train on, features ``[M, D]`` held out, and the episode ``[M]`` of each of these.
+    """
+    rewards = replace(rewards_of(base), reward_mode="sparse")  # those of the file are not asked for
+    demos, windows = load_policy_windows(config, path, base, rewards)
     train, held_out = split_episodes(windows, config.held_out_fraction)
     features = encode_windows(demos, np.concatenate([train.rows, held_out.rows]), base, device)
     return features[: len(train)], features[len(train) :], torch.from_numpy(held_out.episode).to(device)

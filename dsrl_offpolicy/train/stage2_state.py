@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 STATE = {
     "env_id": str, "base_fingerprint": str, "counters": dict[str, int], "replay": dict[str, Any],
     "collector": dict[str, Any] | None, "recent": list[bool], "best": float, "best_return": float,
-    "next_evaluation": int, "actor_metrics": dict[str, Tensor],
+    "next_evaluation": int, "actor_metrics": dict[str, Tensor], "offline": Tensor | None,
 }  # fmt: skip
 COLLECTOR = {
     "episodes": list[dict[str, Any]],
@@ -107,6 +107,7 @@ class Stage2State(Resumable):
             **stage.best.state_dict(),
             "next_evaluation": stage.next_evaluation,
             "actor_metrics": stage.actor_metrics,
+            "offline": stage.offline.generator.get_state() if stage.offline is not None else None,
         }
         return steering_content(stage.agent.actor, stage.base, config.actor_hidden_dims, state)
 
@@ -127,7 +128,7 @@ class Stage2State(Resumable):
     def check(self, state: Mapping[str, Any], where: str) -> None:
         """Check types, shapes, counters against each other, and the files of transitions."""
         config = self.stage.config
-        check_fields(state, STATE, where, optional=("best_return",))
+        check_fields(state, STATE, where, optional=("best_return", "offline"))
         check_fields(state["counters"], {f.name: int for f in fields(Counters)}, f"{where}: counters")
         _check_counters(state, where, config)
         if state["collector"] is not None:
@@ -145,6 +146,9 @@ class Stage2State(Resumable):
         stage.best.load_state_dict(state)
         stage.next_evaluation = state["next_evaluation"]
         stage.actor_metrics = state["actor_metrics"]
+        if stage.offline is not None:
+            with reading("resume: offline", "the state of a generator"):
+                stage.offline.generator.set_state(state["offline"].cpu())
         same = collector.load_state_dict(state["collector"])
         if not same:
             print("note: the episodes in flight could not be repeated exactly; new ones begin", file=sys.stderr)

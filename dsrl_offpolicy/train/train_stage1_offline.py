@@ -1,4 +1,4 @@
-"""``dsrl stage1``: warm-start the latent policy from demonstrations by AW-MLE, offline."""
+"""``dsrl stage1``: make the latent policy that Stage 2 starts from: by AW-MLE, offline, or by choosing."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from dsrl_offpolicy.envs.family import MacroVectorEnv
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.evaluation.intervals import mean_interval
 from dsrl_offpolicy.files.plain import check_fields, reading
+from dsrl_offpolicy.models.latent_policy import LatentPolicy
 from dsrl_offpolicy.models.latent_sources import policy_source
 from dsrl_offpolicy.seeding import restore_random_states, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
@@ -28,7 +29,8 @@ from dsrl_offpolicy.train.command import command, config_of_run
 from dsrl_offpolicy.train.demonstrations import demonstrations_digest, load_states
 from dsrl_offpolicy.train.run import STAGE1, Resumable, TrainingRun, run_folder, training_run
 from dsrl_offpolicy.train.stage1_learner import build_agent, critic_of, pool_size
-from dsrl_offpolicy.train.start import load_base, note_other_task, require_file, start_torch
+from dsrl_offpolicy.train.stage1_starts import StartChoice, demonstrations_path
+from dsrl_offpolicy.train.start import build_layout, load_base, note_other_task, rewards_of, start_torch
 from dsrl_offpolicy.train.steering_files import save_steering
 
 
@@ -43,16 +45,21 @@ class Stage1(Resumable):
         self.config = config
         self.device = device = start_torch(config)
         self.base = load_base(config, device)
-        self.action_critic = critic_of(self.base)
-        what = "a file of demonstrations (dsrl demos writes one)"
-        self.demo_path = require_file(config.demo_path, "demo_path", what)
-        self.states, self.held_out, self.held_out_episodes = load_states(config, self.demo_path, self.base, device)
-        self.agent = build_agent(config, self.base, device)
+        self.layout = build_layout(self.base.info, config)
+        self.demo_path = demonstrations_path(config)
+        self.agent: AWMLEAgent | None = None
+        if config.method == "aw_mle" or (config.method == "auto" and self.base.critic is not None):
+            assert self.demo_path is not None
+            self.states, self.held_out, self.held_out_episodes = load_states(
+                config, self.demo_path, self.base, device
+            )
+            self.agent = build_agent(config, self.base, device)
+        self.choice = StartChoice(config, self.base, self.layout, device) if config.method != "aw_mle" else None
         self.sampler = torch_generator(config.seed, "stage1_batches", device)
         self.env_spec = base_env_spec(
-            self.base.info, self.action_critic.rewards, config, end_on_success=config.eval_end_on_success
+            self.base.info, rewards_of(self.base), config, end_on_success=config.eval_end_on_success
         )
-        if config.eval_freq:
+        if config.eval_freq or self.choice is not None:
             check_fit(self.base.info, self.env_spec)
         self.step = 0
         self.evaluated = 0
@@ -64,53 +71,64 @@ class Stage1(Resumable):
         config = self.config
         folder = run_folder(STAGE1, config)
         note_other_task(self.base.info, config.env_id)
-        same = {
-            "device": self.device.type,
-            "demonstrations": demonstrations_digest(config),
-            "base": self.base.fingerprint() + self.action_critic.fingerprint(),
-        }
+        critic = self.base.critic.fingerprint() if self.base.critic is not None else ""
+        same = {"device": self.device.type, "base": self.base.fingerprint() + critic}
+        if config.demo_path is not None:
+            same["demonstrations"] = demonstrations_digest(config)
         with training_run(STAGE1, self, config, folder, same) as run:
-            pool = self._pool()
-            if run.resumed is not None:
-                self.restore(run.resumed)
-            env = make_vector_env(self.env_spec, config.num_envs) if config.eval_freq else None
-            with closing(env) if env is not None else nullcontext():
-                self._loop(run, pool, env)
-            self._save_policy(run.tracker.checkpoints / "last.pt")
-            verification = verify(self.agent, self.held_out, self.held_out_episodes, config)
-            run.tracker.log("diag", verification, {"gradient_steps": self.step})
-            run.tracker.write_summary(
-                {
-                    "gradient_steps": self.step,
-                    "evaluation": self.evaluation,
-                    "best_eval_success_once": self.best.success if self.evaluation is not None else None,
-                    "verification": verification,
-                    "minutes": round(run.tracker.minutes, 3),
-                }
-            )
+            summary: dict[str, Any] = {}
+            if self.agent is not None:
+                summary = self._train(run, self.agent)
+            policy, method = self.agent.policy if self.agent is not None else None, config.method
+            if self.choice is not None:
+                policy, summary["choice"] = self.choice.choose(run, policy)
+                method = summary["choice"]["chosen"]
+            assert policy is not None
+            self._save_policy(run.tracker.checkpoints / "last.pt", policy, method)
+            run.tracker.write_summary({**summary, "minutes": round(run.tracker.minutes, 3)})
         return folder
 
-    def _pool(self) -> CandidatePool | None:
+    def _train(self, run: TrainingRun, agent: AWMLEAgent) -> dict[str, Any]:
+        """Train by AW-MLE and verify on held-out states. Returns what the summary tells of it."""
+        config = self.config
+        pool = self._pool(agent)
+        if run.resumed is not None:
+            self.restore(run.resumed)
+        env = make_vector_env(self.env_spec, config.num_envs) if config.eval_freq else None
+        with closing(env) if env is not None else nullcontext():
+            self._loop(run, agent, pool, env)
+        verification = verify(agent, self.held_out, self.held_out_episodes, config)
+        run.tracker.log("diag", verification, {"gradient_steps": self.step})
+        return {
+            "gradient_steps": self.step,
+            "evaluation": self.evaluation,
+            "best_eval_success_once": self.best.success if self.evaluation is not None else None,
+            "verification": verification,
+        }
+
+    def _pool(self, agent: AWMLEAgent) -> CandidatePool | None:
         """Drawn before anything else is, so that a run that goes on draws the same one again: it may fill a GiB,
         too much to save."""
-        size = pool_size(self.config, len(self.states), self.agent.layout.dim + self.action_critic.heads)
-        return CandidatePool(self.agent, self.states, size) if size else None
+        size = pool_size(self.config, len(self.states), self.layout.dim + critic_of(self.base).heads)
+        return CandidatePool(agent, self.states, size) if size else None
 
-    def _loop(self, run: TrainingRun, pool: CandidatePool | None, env: MacroVectorEnv | None) -> None:
+    def _loop(
+        self, run: TrainingRun, agent: AWMLEAgent, pool: CandidatePool | None, env: MacroVectorEnv | None
+    ) -> None:
         """Evaluate, save, update, until the gradient steps are done."""
         config, total, states = self.config, self.config.total_iters, self.states
         health = HealthMonitor(config, run.tracker.path)
         with ProgressReport("stage1", total, "gradient steps") as progress:
             while True:
                 if env is not None and self._evaluation_due():
-                    self._evaluate(run, env)
+                    self._evaluate(run, agent.policy, env)
                 run.between_steps()
                 if self.step == total:
                     break
                 index = torch.randint(
                     len(states), (config.batch_size,), generator=self.sampler, device=self.device
                 )
-                metrics = self.agent.update(states[index], pool.draw(index) if pool else None)
+                metrics = agent.update(states[index], pool.draw(index) if pool else None)
                 self.step += 1
                 if self.step % config.log_freq == 0 or self.step == total:
                     row = run.tracker.log("stage1", metrics, {"gradient_steps": self.step})
@@ -122,26 +140,24 @@ class Stage1(Resumable):
         at = self.step % self.config.eval_freq == 0 or self.step == self.config.total_iters
         return at and self.step > self.evaluated
 
-    def _evaluate(self, run: TrainingRun, env: MacroVectorEnv) -> None:
+    def _evaluate(self, run: TrainingRun, policy: LatentPolicy, env: MacroVectorEnv) -> None:
         """Evaluate the policy, and keep it where it is the best so far."""
         config = self.config
-        source = policy_source(self.agent.policy, deterministic=config.eval_deterministic)
+        source = policy_source(policy, deterministic=config.eval_deterministic)
         summary = evaluate(run, env, self.base, source, config.eval_episodes, self.device)
         run.tracker.log("eval", summary.row(), {"gradient_steps": self.step})
         self.evaluated, self.evaluation = self.step, asdict(summary)
         if self.best.improved_by(summary):
-            self._save_policy(run.tracker.checkpoints / "best_eval_success_once.pt")
+            self._save_policy(run.tracker.checkpoints / "best_eval_success_once.pt", policy, "aw_mle")
 
-    def _save_policy(self, path: Path) -> None:
+    def _save_policy(self, path: Path, policy: LatentPolicy, method: str) -> None:
         """The latent policy, and what it was distilled into, for other jobs."""
         config, agent = self.config, self.agent
-        extra: dict[str, Any] = {
-            "env_id": config.env_id,
-            "gradient_steps": self.step,
-            "optimizer": agent.optimizer.state_dict(),
-            "generator": agent.generator.get_state(),
-        }
-        if agent.critic is not None:
+        extra: dict[str, Any] = {"env_id": config.env_id, "gradient_steps": self.step, "method": method}
+        if agent is not None:
+            extra["optimizer"] = agent.optimizer.state_dict()
+            extra["generator"] = agent.generator.get_state()
+        if agent is not None and agent.critic is not None:
             agent.critic.synchronise_target()
             extra["critic"] = agent.critic.state_dict()
             extra["critic_shape"] = {
@@ -149,7 +165,7 @@ class Stage1(Resumable):
                 "num_critics": config.num_critics,
                 "layer_norm": config.critic_layer_norm,
             }
-        save_steering(path, "stage1", agent.policy, self.base, config.actor_hidden_dims, extra)
+        save_steering(path, "stage1", policy, self.base, config.actor_hidden_dims, extra)
 
     def progress(self) -> tuple[int, int]:
         """Return gradient steps, done and planned."""
@@ -159,7 +175,7 @@ class Stage1(Resumable):
         """Return everything that the rest of the run depends on, but the pool."""
         return {
             "gradient_steps": self.step,
-            "training": self.agent.training_state(),
+            "training": self.agent.training_state() if self.agent is not None else {"networks": {}},
             "sampler": self.sampler.get_state(),
             "evaluated": self.evaluated,
             **self.best.state_dict(),
@@ -174,7 +190,8 @@ class Stage1(Resumable):
         """Restore what :meth:`state` returned."""
         with reading("resume: state of the run", "that of a run of these settings"):
             self.step = state["gradient_steps"]
-            self.agent.load_training_state(state["training"])
+            if self.agent is not None:
+                self.agent.load_training_state(state["training"])
             self.sampler.set_state(state["sampler"])
             self.evaluated, self.evaluation = state["evaluated"], state["evaluation"]
             self.best.load_state_dict(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections import deque
@@ -32,6 +33,7 @@ from dsrl_offpolicy.tracking.run import Run
 from dsrl_offpolicy.train.base_env import base_env_spec, check_fit, training_env_spec
 from dsrl_offpolicy.train.choosing import Best, evaluate
 from dsrl_offpolicy.train.command import config_of_run, parsed_command
+from dsrl_offpolicy.train.offline_data import OfflineData
 from dsrl_offpolicy.train.run import STAGE2, TrainingRun, run_folder, training_run
 from dsrl_offpolicy.train.stage2_learner import build_agent, check_plan, planned_steps
 from dsrl_offpolicy.train.stage2_state import Counters, Stage2State
@@ -68,6 +70,9 @@ class Stage2:
             generator=torch_generator(config.seed, "replay", device),
             device=device,
         )
+        self.offline = (
+            OfflineData(config, self.base, self.agent.layout, device) if config.demo_path is not None else None
+        )
         self.collector: Collector | None = None
         self.gradient_step: Update | None = None
         self.counters = Counters()
@@ -85,10 +90,14 @@ class Stage2:
         folder = run_folder(STAGE2, config)
         state = Stage2State(self, folder)
         same = {"device": self.device.type, "base_fingerprint": self.base.fingerprint()}
+        if self.offline is not None:
+            same["demonstrations"] = self.offline.digest
         with training_run(STAGE2, state, config, folder, same) as run:
             note_other_task(self.base.info, config.env_id)
             if config.init_critic:
                 note_unknown_rewards(rewards_of(self.base))
+            if self.offline is not None:
+                run.waiting_for(functools.partial(self.offline.prepare, folder))
             self.health = HealthMonitor(config, folder)
             with self._environments() as (env, eval_env):
                 self._loop(run, state, env, eval_env)
@@ -162,18 +171,25 @@ class Stage2:
         self.agent.scale_learning_rates(self._lr_scale())
         while counters.burnin_steps < config.critic_burnin_steps:
             run.end_if_stopped()
-            self.gradient_step(self.buffer.sample(config.batch_size), update_actor=False)
+            self.gradient_step(self._sample(), update_actor=False)
             counters.burnin_steps += 1
         while counters.owed(config.utd_ratio) > 0:
             run.end_if_stopped()
             counters.gradient_steps += 1
             with_actor = counters.gradient_steps % config.actor_update_every == 0
-            self.batch = self.buffer.sample(config.batch_size)
+            self.batch = self._sample()
             metrics = self.gradient_step(self.batch, update_actor=with_actor)
             if with_actor:
                 self.actor_metrics = metrics
             if counters.gradient_steps % config.log_freq == 0:
                 self._log({**self.actor_metrics, **metrics}, run.tracker, progress)
+
+    def _sample(self) -> MacroBatch:
+        """Draw a batch of what happened, and of demonstrations where there are any."""
+        size = self.config.batch_size
+        if self.offline is None:
+            return self.buffer.sample(size)
+        return self.offline.batch(self.buffer, size, self.counters.env_steps)
 
     def _lr_scale(self) -> float:
         """1 until ``anneal_from``, then linearly to 0 at the end of the run."""
@@ -210,6 +226,8 @@ class Stage2:
             "lost_macro_steps": counters.lost_macro_steps,
             "latent_dim": self.agent.layout.dim,
         }
+        if self.offline is not None:
+            training["offline_fraction"] = self.offline.share(counters.env_steps)
         row = tracker.log("train", {**metrics, **training, **rates}, counters.axes)
         self.health.observe(row)
         judged = {name: row.get(name, "-") for name in self.agent.judged_by[:2]}
@@ -272,6 +290,7 @@ class Stage2:
         return {
             **asdict(self.counters),
             "utd_effective": self.counters.utd_effective,
+            "offline": self.offline.report if self.offline is not None else None,
             "evaluation": asdict(last) if last is not None else None,
             "best_eval_success_once": self.best.success if last is not None else None,
             "minutes": round(tracker.minutes, 3),

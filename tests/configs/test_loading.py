@@ -201,7 +201,7 @@ PARTS = {
     ),
     "pretrain": ("train.stage0_learner",),
     "stage1": ("train.stage1_learner",),
-    "stage2": ("agents.dsrl_sac_agent", "train.stage2_learner", "train.stage2_state"),
+    "stage2": ("agents.dsrl_sac_agent", "train.stage2_learner", "train.stage2_state", "train.offline_data"),
 }
 """Modules besides its own that read a job's settings."""
 

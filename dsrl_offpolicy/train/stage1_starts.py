@@ -1,0 +1,192 @@
+"""What Stage 1 chooses from: the prior, AW-MLE's policy, cloned noises, constant latents."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dsrl_offpolicy.agents.noise_cloning import NoiseCloning, Noises, Snapshot
+from dsrl_offpolicy.configs.jobs import Stage1Config
+from dsrl_offpolicy.contracts import BasePolicy, LatentSource
+from dsrl_offpolicy.envs.vector import make_vector_env
+from dsrl_offpolicy.errors import InputError
+from dsrl_offpolicy.evaluation.choosing_start import choose_start
+from dsrl_offpolicy.evaluation.episodes import EpisodeOutcome, run_episodes
+from dsrl_offpolicy.models.latent_layout import LatentLayout
+from dsrl_offpolicy.models.latent_policy import LatentPolicy, raw_log_sigma
+from dsrl_offpolicy.models.latent_sources import policy_source
+from dsrl_offpolicy.seeding import torch_generator
+from dsrl_offpolicy.train.base_env import base_env_spec
+from dsrl_offpolicy.train.demonstrations import load_policy_windows
+from dsrl_offpolicy.train.offline_data import NoiseDemonstrations, check_invertible, invert_demonstrations
+from dsrl_offpolicy.train.run import TrainingRun
+from dsrl_offpolicy.train.start import require_file, rewards_of
+
+PRIOR = "prior"
+"""The base policy as it is: the reference of every choice."""
+
+CONSTANT_SIGMA = 0.5
+"""Standard deviation, before the squash, with which Stage 2 explores around a constant."""
+
+
+def demonstrations_path(config: Stage1Config) -> Path | None:
+    """Return the file of demonstrations, which constants alone do without.
+
+    Raises:
+        InputError: it is needed and not given.
+    """
+    if config.method == "golden_ticket" and config.demo_path is None:
+        return None
+    return require_file(config.demo_path, "demo_path", "a file of demonstrations (dsrl demos writes one)")
+
+
+def fresh_policy(
+    base: BasePolicy, layout: LatentLayout, config: Stage1Config, device: torch.device
+) -> LatentPolicy:
+    """Return the latent policy that is the prior."""
+    return LatentPolicy(base.info.feature_dim, config.actor_hidden_dims, layout).to(device)
+
+
+def constant_policies(
+    base: BasePolicy, layout: LatentLayout, config: Stage1Config, device: torch.device
+) -> dict[str, LatentPolicy]:
+    """Return a policy with ``mu(s) = c`` for each of ``config.constants`` draws c of the prior, by name."""
+    generator = torch_generator(config.seed, "golden_tickets", device)
+    found = {}
+    for number in range(config.constants):
+        noise = torch.randn((1, *base.info.latent_shape), generator=generator, device=device)
+        policy = fresh_policy(base, layout, config, device)
+        head = policy.net[-1]
+        assert isinstance(head, nn.Linear)
+        with torch.no_grad():
+            head.bias[: layout.dim] = layout.select(noise)[0]
+            head.bias[layout.dim :] = raw_log_sigma(CONSTANT_SIGMA)
+        found[f"constant {number + 1}"] = policy
+    return found
+
+
+def noise_demonstrations(
+    config: Stage1Config, path: Path, base: BasePolicy, layout: LatentLayout, device: torch.device
+) -> NoiseDemonstrations:
+    """Invert the demonstrations in ``path``.
+
+    Raises:
+        InputError: they do not fit the policy, or cannot be inverted.
+    """
+    rewards = replace(rewards_of(base).known(), reward_mode="sparse")  # nothing here reads them
+    demos, windows = load_policy_windows(config, path, base, rewards)
+    return invert_demonstrations(
+        demos, windows, base, layout, tolerance=config.inversion_tolerance, seed=config.seed, device=device
+    )
+
+
+def cloned_policies(
+    noise: NoiseDemonstrations, base: BasePolicy, layout: LatentLayout, config: Stage1Config, device: torch.device
+) -> list[Snapshot]:
+    """Clone the noises of successful episodes; returns the policies after an eighth, a quarter, a half and all of
+    ``config.cloning_iters`` gradient steps."""
+    rows = noise.transitions
+    episodes = noise.episode[noise.successful].unique()
+    held = max(1, round(len(episodes) * config.held_out_fraction)) if len(episodes) > 1 else 0
+    is_held = torch.isin(noise.episode, episodes[len(episodes) - held :])
+    noises = Noises(rows.obs_features, rows.latent)
+    learner = NoiseCloning(
+        base.info.feature_dim, layout,
+        hidden_dims=config.actor_hidden_dims, lr=config.cloning_lr, batch_size=config.batch_size,
+        generator=torch_generator(config.seed, "noise_cloning", device), device=device,
+    )  # fmt: skip
+    steps = sorted({max(1, config.cloning_iters // part) for part in (8, 4, 2, 1)})
+    kept = noise.successful
+    return list(learner.snapshots(noises.select(kept & ~is_held), noises.select(kept & is_held), steps))
+
+
+class StartChoice:
+    """The candidates of ``--method``, and the evaluation that chooses among them and the prior.
+
+    Args:
+        config: of the job; its method is not ``aw_mle``.
+        base: the policy.
+        layout: which part of the noise is steered.
+        device: where it computes.
+
+    Raises:
+        InputError: noises to be cloned of a policy that cannot be inverted.
+    """
+
+    def __init__(self, config: Stage1Config, base: BasePolicy, layout: LatentLayout, device: torch.device) -> None:
+        self.config, self.base, self.layout, self.device = config, base, layout, device
+        self.clones = config.method in ("noise_cloning", "auto")
+        if self.clones:
+            try:
+                check_invertible(base, layout, "method", "golden_ticket works without")
+            except InputError as error:
+                if config.method == "noise_cloning":
+                    raise
+                self.clones = False
+                print(f"note: auto does without noise cloning: {error}", file=sys.stderr)
+
+    def candidates(self, trained: LatentPolicy | None) -> tuple[dict[str, LatentPolicy], dict[str, float]]:
+        """Return the policies by name, the prior first, and the numbers of the inversion.
+
+        Args:
+            trained: AW-MLE's policy.
+        """
+        config = self.config
+        found = {PRIOR: fresh_policy(self.base, self.layout, config, self.device)}
+        report: dict[str, float] = {}
+        if trained is not None:
+            found["aw_mle"] = trained
+        if self.clones:
+            assert config.demo_path is not None
+            path = config.demo_path.expanduser()
+            noise = noise_demonstrations(config, path, self.base, self.layout, self.device)
+            report = noise.report
+            for snapshot in cloned_policies(noise, self.base, self.layout, config, self.device):
+                found[f"noise_cloning, {snapshot.steps} steps"] = snapshot.policy
+        if config.method in ("golden_ticket", "auto"):
+            found |= constant_policies(self.base, self.layout, config, self.device)
+        return found, report
+
+    def choose(self, run: TrainingRun, trained: LatentPolicy | None) -> tuple[LatentPolicy, dict[str, Any]]:
+        """Evaluate the candidates and return the best one, with what the summary tells of the choice.
+
+        A signal ends the run, which chooses anew when it resumes.
+        """
+        config = self.config
+        policies, report = run.waiting_for(lambda: self.candidates(trained))
+        sources = {name: policy_source(policy, deterministic=name != PRIOR) for name, policy in policies.items()}
+        spec = base_env_spec(self.base.info, rewards_of(self.base), config, end_on_success=True)
+        with closing(make_vector_env(spec, config.num_envs)) as env:
+
+            def evaluate(source: LatentSource, seeds: Sequence[int]) -> list[EpisodeOutcome]:
+                return run_episodes(env, self.base, run.listening(source), seeds, self.device)
+
+            choice = choose_start(
+                sources, PRIOR, evaluate, first=config.screening_episodes, last=config.choosing_episodes
+            )
+        trials = choice.rows()
+        for name in (PRIOR, choice.name):
+            row = trials[name]
+            low, high = 100 * row["success_once_low"], 100 * row["success_once_high"]
+            print(
+                f"stage1: {name}: {100 * row['success_once']:.0f} % [{low:.0f}, {high:.0f}] "
+                f"of {row['episodes']:.0f} episodes",
+                file=sys.stderr,
+            )
+        print(f"stage1: starts from {choice.name}; choosing took {choice.env_steps} env steps", file=sys.stderr)
+        numbers = {f"inversion_{name}": value for name, value in report.items()}
+        run.tracker.log("diag", {**numbers, "choosing_env_steps": choice.env_steps}, {"gradient_steps": 0})
+        told = {
+            "chosen": choice.name,
+            "env_steps": choice.env_steps,
+            "trials": trials,
+            "inversion": report or None,
+        }
+        return policies[choice.name], told
