@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import stats
 
 from dsrl_offpolicy.evaluation.intervals import Interval
 
@@ -39,6 +38,8 @@ def interquartile_mean(*strata: np.ndarray, axis: int = -1) -> Numbers:
 
     Of n runs ``floor(n / 4)`` are dropped at each end, as in rliable: of fewer than four, none.
     """
+    from scipy import stats  # a second of every process's start
+
     return stats.trim_mean(np.concatenate(strata, axis=axis), 0.25, axis=axis)
 
 
@@ -80,6 +81,8 @@ def estimates(strata: Sequence[np.ndarray], statistic: Statistic) -> list[Interv
     if min(column.shape[-1] for column in columns) < 2:
         return [Interval(float(value)) for value in values]
     points, runs = len(values), sum(column.shape[-1] for column in columns)
+    from scipy import stats  # a second of every process's start
+
     result = stats.bootstrap(
         columns,
         statistic,

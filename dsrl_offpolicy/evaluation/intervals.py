@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,8 @@ class Interval:
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:
     """Return Wilson's score interval of a success rate (Wilson, 1927)."""
+    from scipy import stats  # a second of every process's start
+
     result = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
     return Interval(successes / trials, float(result.low), float(result.high))
 
@@ -32,6 +33,8 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
     mean = float(np.mean(values))
     if len(values) < 2:
         return Interval(mean)
+    from scipy import stats  # a second of every process's start
+
     error = float(stats.sem(values))
     if error == 0.0:
         return Interval(mean, mean, mean)

@@ -160,6 +160,7 @@ def _seeds_command(script: str, command: str, home: Path) -> subprocess.Complete
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("chain", ["state", pytest.param("rgb", marks=pytest.mark.slow)], indirect=True)
 def test_the_seeds_two_commands_over_a_published_checkpoint(chain, tmp_path):
     """Shortened in their counts (iterations, env steps, episodes), as a machine without a GPU needs it."""
     cameras, visual = (1, 8) if chain.mode == "rgb" else (0, 0)
