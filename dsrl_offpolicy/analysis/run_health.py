@@ -55,8 +55,12 @@ def check_stage0(config: Stage0Config, rows: Sequence[Row], summary: Mapping[str
 
 def check_stage1(config: Stage1Config, rows: Sequence[Row], summary: Mapping[str, Any]) -> list[Verdict]:
     """The seed's check of E[Q], and what training it shows."""
+    chosen = [_start(config, summary)] if config.method != "aw_mle" else []
     rows = rows_of(rows, "stage1", STAGE1_METRICS)
+    if config.method in ("noise_cloning", "golden_ticket") or ("choice" in summary and not rows):
+        return chosen
     return [
+        *chosen,
         _policy_above_prior(summary),
         _eff_num(config, rows),
         _corr(rows),
@@ -73,6 +77,20 @@ def _demonstrations(config: Stage0Config, summary: Mapping[str, Any]) -> Verdict
     text = f"{100 * share:.0f} % succeed"
     ok = share > 0 or config.reward_mode != "sparse"
     return judge("demonstrations", ok, text, expected, "record demonstrations that succeed", success=share)
+
+
+def _start(config: Stage1Config, summary: Mapping[str, Any]) -> Verdict:
+    """What was handed over, against the prior on the starts that both have seen."""
+    expected = "at least as good as the prior on the starts of the choice"
+    try:
+        choice = summary["choice"]
+        name, rates = choice["chosen"], {n: float(t["success_once"]) for n, t in choice["trials"].items()}
+        best, prior = rates[name], rates["prior"]
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return Verdict("start", None, "not enough data yet: no choice in summary.json", expected)
+    text = f"{name}: {100 * best:.0f} % against {100 * prior:.0f} %"
+    remedy = "raise choosing_episodes, or give more demonstrations that succeed"
+    return judge("start", best >= prior, text, expected, remedy, chosen=best, prior=prior)
 
 
 def _flow_loss(rows: Sequence[Row]) -> Verdict:

@@ -53,6 +53,8 @@ TD_GROWTH = 3.0
 """Factor by which the TD error may grow."""
 KL_OVERSHOOT, LEAST_KL, FALLING = 3.0, 1.0, 0.9
 """Times its target, or nats, that the KL may reach; factor per quarter of one on its way back."""
+MOST_LEFT_OUT = 0.5
+"""Share of the windows of demonstrations that may not invert."""
 MOVED_KL = 1e-3
 """Nats from the prior below which a policy is the prior."""
 
@@ -64,9 +66,14 @@ ACTOR = (*CRITIC, "actor_loss", "alpha", "entropy", "kl")
 def check_stage2(config: Stage2LoopConfig, rows: Sequence[Row]) -> list[Verdict]:
     """The verdicts on the rows of a run so far; of an algorithm without the settings of SAC, on its loop alone."""
     evaluations = rows_of(rows, "eval", RATES)
+    offline = [inversion(rows)] if config.demo_path is not None else []
     if not isinstance(config, Stage2Config):
         rows = rows_of(rows, "train", LOOP)
-        return [*(check(config, rows) for check in (warmup, buffer, utd_effective)), success(evaluations)]
+        return [
+            *(check(config, rows) for check in (warmup, buffer, utd_effective)),
+            *offline,
+            success(evaluations),
+        ]
     rows = rows_of(rows, "train", CRITIC)
     acting = _acting(rows)
     return [
@@ -81,6 +88,7 @@ def check_stage2(config: Stage2LoopConfig, rows: Sequence[Row]) -> list[Verdict]
         buffer(config, rows),
         utd_effective(config, rows),
         learning_rates(config, rows),
+        *offline,
         success(evaluations),
     ]
 
@@ -295,15 +303,26 @@ def _distance_to_target(config: Stage2Config, rows: Sequence[Row]) -> float:
 
 def warmup(config: Stage2LoopConfig, rows: Sequence[Row]) -> Verdict:
     """The first gradient steps find at least one batch of different transitions."""
-    expected = f"at least batch_size = {config.batch_size} macro-transitions"
+    first = rows[0] if rows else {}
+    needed = config.batch_size - round(config.batch_size * first.get("offline_fraction", 0.0))
+    expected = f"at least {needed} macro-transitions, as many as a batch takes of them"
     if not rows:
         return too_early("warmup", expected, 0, 1)
-    first = rows[0]
     stored = first["macro_steps"] - first["gradient_steps"] / max(first["utd_effective"], 1e-9)
     text = f"{stored:.0f} macro-transitions before the first update"
-    return judge(
-        "warmup", stored >= config.batch_size - 0.5, text, expected, "increase warmup_steps", stored=stored
-    )
+    return judge("warmup", stored >= needed - 0.5, text, expected, "increase warmup_steps", stored=stored)
+
+
+def inversion(rows: Sequence[Row]) -> Verdict:
+    """Most windows of the demonstrations became noise."""
+    expected = f"at most {100 * MOST_LEFT_OUT:.0f} % of the demonstrations' windows left out"
+    found = rows_of(rows, "diag", ("inversion_windows", "inversion_left_out"))
+    if not found:
+        return too_early("demonstrations", expected, 0, 1)
+    share = found[-1]["inversion_left_out"] / max(found[-1]["inversion_windows"], 1)
+    text = f"{100 * share:.1f} % left out, median error {number(found[-1]['inversion_error_median'])}"
+    remedy = "check that the base policy was trained on such demonstrations; raise inversion_tolerance"
+    return judge("demonstrations", share <= MOST_LEFT_OUT, text, expected, remedy, left_out=share)
 
 
 def buffer(config: Stage2LoopConfig, rows: Sequence[Row]) -> Verdict:

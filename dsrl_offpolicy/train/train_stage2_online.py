@@ -98,6 +98,9 @@ class Stage2:
                 note_unknown_rewards(rewards_of(self.base))
             if self.offline is not None:
                 run.waiting_for(functools.partial(self.offline.prepare, folder))
+                if run.resumed is None:
+                    numbers = {f"inversion_{name}": value for name, value in self.offline.report.items()}
+                    run.tracker.log("diag", numbers, self.counters.axes)
             self.health = HealthMonitor(config, folder)
             with self._environments() as (env, eval_env):
                 self._loop(run, state, env, eval_env)
