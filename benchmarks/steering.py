@@ -43,6 +43,7 @@ DSRL = [sys.executable, "-m", "dsrl_offpolicy.cli"]
 FOLDER = "FOLDER"
 """Stands for the folder of all cells, so that a command reads the same wherever that is."""
 STAGES = {s.command.removeprefix("dsrl "): s for s in vars(training).values() if isinstance(s, training.Stage)}
+"""Commands whose interrupted runs go on; others begin anew."""
 PLAN = "plan.yaml"
 PLACEHOLDER = re.compile(r"\{([\w .+-]*)\}")
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from steering import Cell, Plan
 
 NAME = "steering.md"
-CHOOSING = "choosing_env_steps"
-"""In the summary of a run that spent env steps on choosing what it hands over."""
 NONE = "-"
 DRAWN = ("base (prior noise)", "w = 0")
 """Baselines that the plots show."""
@@ -172,14 +170,16 @@ def _seeds(cells: Iterable[Cell]) -> str:
 
 
 def _choosing(cells: Sequence[Cell]) -> str:
-    """Env steps, seed by seed, that a run and those whose files it reads say they spent on choosing."""
+    """Env steps, seed by seed, that the ``choice`` of a run and of those whose files it reads took, if any."""
 
     def files(cell: Cell) -> set[Cell]:
         return {cell}.union(*(files(need) for need in cell.needs))
 
     def spent(cell: Cell) -> str:
         paths = [other.out / "summary.json" for other in files(cell)]
-        found = [json.loads(path.read_text()).get(CHOOSING) for path in paths if path.is_file()]
+        found = [
+            json.loads(path.read_text()).get("choice", {}).get("env_steps") for path in paths if path.is_file()
+        ]
         said = [steps for steps in found if steps is not None]
         return f"{sum(said):,}" if said else NONE
 
@@ -219,6 +219,7 @@ def _plot(
             by_minutes[name] = _points(curve, "minutes")
     draw_success(right, by_minutes, levels, "minutes")
     left.legend(loc="best", fontsize="small")
+    left.set(title=path.stem.removeprefix(f"{Path(NAME).stem}-"))
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -44,15 +44,14 @@ if "--resume" not in flags:
              "success_once_low": y / 2, "success_once_high": y} for x, y in points]
     (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
     if "--waits" in flags:
-        pipe = here / "started"
-        pipe.write_text(str(os.getpid()))
+        (here / "started").write_text(str(os.getpid()))
         signal.pause()
 if command == "eval":
     rate = float(flags["--seed"]) / 10
     row = {"success_once": rate, "success_once_low": 0.0, "success_once_high": 1.0}
     rows = [{"policy": policy, **row} for policy in ("w = 0", "stage1 deterministic")]
     (out / "evaluation.json").write_text(json.dumps(rows))
-choosing = {"choosing_env_steps": int(flags["--chooses"])} if "--chooses" in flags else {}
+choosing = {"choice": {"env_steps": int(flags["--chooses"])}} if "--chooses" in flags else {}
 (out / "summary.json").write_text(json.dumps({"minutes": 3.0, **choosing}))
 """
 
@@ -232,3 +231,12 @@ def test_nothing_to_show_is_one_line(tmp_path, write, capsys):
     assert "none.yaml: expected a YAML file, it does not exist" in capsys.readouterr().err
     assert run(tmp_path, write(), jobs=0) == 2
     assert "--jobs: expected 1 or more, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["steering.yaml", "steering_tiny.yaml"])
+def test_the_shipped_plans_can_be_read(name):
+    plan = steering.read_plan(BENCHMARKS / name)
+    cells = steering.cells_of(plan, Path("runs"))
+    each = len(plan.shared) + len(plan.variants) + len(plan.tables)
+    assert len(cells) == len(plan.tasks) * len(plan.seeds) * each
+    assert not [cell.command for cell in cells if "{" in cell.command]
