@@ -30,22 +30,33 @@ def plot_success(
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4))
+    draw_success(axes, curves, levels)
+    axes.set(title=title)
+    axes.legend(loc="best", fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def draw_success(
+    axes: Any,
+    curves: Mapping[str, Sequence[Mapping[str, Any]]],
+    levels: Mapping[str, Interval],
+    over: str = "env_steps",
+) -> None:
+    """Draw what :func:`plot_success` plots into axes of matplotlib; ``over`` names the rows' horizontal axis."""
     for number, (name, level) in enumerate(levels.items()):
         color = f"C{7 - number}"
         axes.axhline(level.value, color=color, linestyle="--", label=f"{name}: {100 * level.value:.0f} %")
         if level.low is not None and level.high is not None:
             axes.axhspan(level.low, level.high, color=color, alpha=0.12, linewidth=0)
     for number, (name, rows) in enumerate(curves.items()):
-        x = [row["env_steps"] for row in rows]
+        x = [row[over] for row in rows]
         axes.plot(x, [row["success_once"] for row in rows], marker="o", color=f"C{number}", label=name)
         low = [row["success_once_low"] for row in rows]
         axes.fill_between(x, low, [row["success_once_high"] for row in rows], color=f"C{number}", alpha=0.15)
-    axes.set(xlabel="env steps", ylabel="success", ylim=(-0.02, 1.02), title=title)
+    axes.set(xlabel=over.replace("_", " "), ylabel="success", ylim=(-0.02, 1.02))
     axes.grid(alpha=0.3)
-    axes.legend(loc="best", fontsize="small")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def plot_stage2_run(folder: Path, levels: Mapping[str, Interval], title: str) -> Path | None:
