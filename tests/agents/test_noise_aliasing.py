@@ -249,8 +249,8 @@ def test_it_finds_the_good_latents_that_the_prior_rarely_draws(kind: type[DSRLSA
     noise = torch.randn((2000, 1, 2), generator=generator)
     latent = WORLD.prior(noise)
     rewards, zeros = reward(features, latent), torch.zeros(2000)
-    for _ in range(300):
-        index = torch.randint(2000, (128,), generator=generator)
+    for _ in range(200):
+        index = torch.randint(2000, (64,), generator=generator)
         state = features[index]
         agent.update(MacroBatch(state, latent[index], rewards[index], zeros[index], state))
     mean = agent.act(features[:50], noise[:50], deterministic=True)
@@ -270,11 +270,9 @@ def test_reward_is_carried_back_over_macro_steps_by_the_action_critic() -> None:
     latent = agent.layout.prior(torch.randn((1000, 2, 1), generator=generator))
     last = state[:, 0] == 1
     reward = (last & (2 * latent[:, 1] + 1 > 1)).float()
-    for _ in range(300):
-        index = torch.randint(1000, (128,), generator=generator)
-        agent.update(
-            MacroBatch(state[index], latent[index], reward[index], 0.5 * ~last[index], torch.ones(128, 1))
-        )
+    for _ in range(200):
+        index = torch.randint(1000, (64,), generator=generator)
+        agent.update(MacroBatch(state[index], latent[index], reward[index], 0.5 * ~last[index], torch.ones(64, 1)))
     # Where the actor goes, both critics know: 1 at the end, 0.5 before.
     for value, start in ((0.5, 0.0), (1.0, 1.0)):
         features = torch.full((64, 1), start)
