@@ -182,7 +182,7 @@ class ActionCritic(ABC):
 
     def fingerprint(self) -> str:
         """Return a hash of all weights."""
-        return weights_digest(*_networks(self))
+        return weights_digest(*networks_of(self))
 
 
 class BasePolicy(ABC):
@@ -271,10 +271,11 @@ class BasePolicy(ABC):
     def fingerprint(self) -> str:
         """Return a hash of what decodes: a latent policy means nothing over another base policy. By default, of
         all weights of the policy and its networks."""
-        return weights_digest(*_networks(self))
+        return weights_digest(*networks_of(self))
 
 
-def _networks(thing: object) -> list[nn.Module]:
+def networks_of(thing: object) -> list[nn.Module]:
+    """Return the networks that a policy or critic is made of: itself, or what it holds."""
     return (
         [thing] if isinstance(thing, nn.Module) else [v for v in vars(thing).values() if isinstance(v, nn.Module)]
     )

@@ -119,7 +119,13 @@ ENV_FAMILIES = Registry(
     },
 )
 ALGORITHMS = Registry(
-    "algorithm", "dsrl_offpolicy.algorithms", {"sac": "dsrl_offpolicy.agents.dsrl_sac_agent:DSRLSACAgent"}
+    "algorithm",
+    "dsrl_offpolicy.algorithms",
+    {
+        "sac": "dsrl_offpolicy.agents.dsrl_sac_agent:DSRLSACAgent",
+        "na": "dsrl_offpolicy.agents.noise_aliasing:NoiseAliasingAgent",
+        "lps": "dsrl_offpolicy.agents.latent_policy_gradient:LatentPolicyGradientAgent",
+    },
 )
 DEMO_FORMATS = Registry(
     "demonstration format",

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -73,12 +73,15 @@ class DSRLSACAgent(SteeringAgent):
 
     ``init_temperature`` 0 together with ``learn_temperature=False`` switches the regulariser off.
 
+    Args:
+        critic_input_dim: width of what the critics value beside the features; default: L, latents.
+
     Raises:
         InputError: a temperature that cannot be learned.
     """
 
     Config = SACConfig
-    judged_by = ("q_mean", "alpha", "td_error", "actor_loss", "entropy", "kl")
+    judged_by: ClassVar[tuple[str, ...]] = ("q_mean", "alpha", "td_error", "actor_loss", "entropy", "kl")
     critic: LatentCritic
 
     def __init__(
@@ -90,6 +93,7 @@ class DSRLSACAgent(SteeringAgent):
         generator: torch.Generator,
         device: torch.device | str = "cpu",
         base: BasePolicy | None = None,
+        critic_input_dim: int | None = None,
     ) -> None:
         super().__init__(config, feature_dim, layout, generator=generator, device=device, base=base)
         temperature, learned = config.init_temperature, config.learn_temperature
@@ -99,7 +103,7 @@ class DSRLSACAgent(SteeringAgent):
         self.actor = LatentPolicy(feature_dim, config.actor_hidden_dims, layout)
         self.critic = LatentCritic(
             feature_dim,
-            layout.dim,
+            layout.dim if critic_input_dim is None else critic_input_dim,
             config.critic_hidden_dims,
             config.num_critics,
             layer_norm=config.critic_layer_norm,

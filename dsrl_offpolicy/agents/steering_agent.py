@@ -30,8 +30,9 @@ class SteeringAgent(nn.Module, ABC):
         Config: a frozen dataclass; each of its fields becomes a flag of ``dsrl stage2`` beside those of the loop.
             Where a field has the name of one of the loop's, it changes that one's default.
         judged_by: the metrics that tell its health, first those worth seeing while it trains.
+        takes_distilled_critic: whether ``critic`` may start from the Q^W that Stage 1 distilled (``init_critic``).
         actor: the latent policy that acts, is saved and is evaluated. Stage 1 can start it.
-        critic: Q^W, which Stage 1 can start and burn-in trains; None where there is none.
+        critic: Q^W, which burn-in trains; None where there is none.
 
     Args:
         config: has at least the fields of ``Config``.
@@ -45,6 +46,7 @@ class SteeringAgent(nn.Module, ABC):
 
     Config: ClassVar[type]
     judged_by: ClassVar[tuple[str, ...]] = ()
+    takes_distilled_critic: ClassVar[bool] = True
     actor: LatentPolicy
     critic: LatentCritic | None
 

@@ -227,7 +227,7 @@ class Stage2LoopConfig(
 
     kind: ClassVar[RunKind] = "stage2"
     algo: str = "sac"
-    """Algorithm: sac, or module:Class of your own."""
+    """Algorithm: sac, na, lps, or module:Class of your own."""
     save_freq: StepsOrNone = 10000
     """Env steps between saves of the whole run; 0 saves only when it ends or is stopped."""
     stage1_checkpoint: Path | None = None

@@ -37,6 +37,8 @@ def build_agent(config: Stage2LoopConfig, base: BasePolicy, device: torch.device
     for flag in ("init_critic", "critic_burnin_steps"):
         if agent.critic is None and getattr(config, flag):
             raise InputError(f"{flag}: {config.algo} has no critic of latents; leave it out")
+    if config.init_critic and not agent.takes_distilled_critic:
+        raise InputError(f"init_critic: {config.algo} learns Q^A, not the Q^W of Stage 1; leave it out")
     if config.stage1_checkpoint is not None:
         _start_from_stage1(agent, config, config.stage1_checkpoint, base, device)
     return agent
