@@ -27,7 +27,7 @@ class NoiseAliasingConfig(ActionCriticConfig):
     """The settings of noise aliasing."""
 
     distill_actor_fraction: Share = 0.5
-    """Fraction of the latents that Q^W is distilled on which the actor draws; the prior draws the others."""
+    """Share of the latents of the distillation that the actor draws; the prior draws the others."""
 
 
 class NoiseAliasingAgent(DSRLSACAgent):
