@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dsrl_offpolicy.base_policies.inversion import invert_windows
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.buffers.offline_transitions import OfflineTransitions, joined
 from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
 from dsrl_offpolicy.contracts import BasePolicy, MacroBatch, RewardTerms
-from dsrl_offpolicy.demos.inversion import invert_windows
 from dsrl_offpolicy.demos.trajectory import Demonstrations
 from dsrl_offpolicy.demos.windows import Windows
 from dsrl_offpolicy.errors import InputError

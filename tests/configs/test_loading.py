@@ -200,7 +200,7 @@ PARTS = {
         f"demos.makers.{name}" for name in ("imperfection", "lift_peg", "metaworld", "motion_planning")
     ),
     "pretrain": ("train.stage0_learner",),
-    "stage1": ("train.stage1_learner",),
+    "stage1": ("train.stage1_learner", "train.stage1_starts"),
     "stage2": ("agents.dsrl_sac_agent", "train.stage2_learner", "train.stage2_state", "train.offline_data"),
 }
 """Modules besides its own that read a job's settings."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_worlds import HalvingPolicy
 
-from dsrl_offpolicy.demos.inversion import invert_windows
+from dsrl_offpolicy.base_policies.inversion import invert_windows
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 
 
