@@ -127,6 +127,7 @@ def invert_integration(
     features: Float[Tensor, "B D"],
     steps: int,
     iterations: int,
+    settled: float = 0.0,
 ) -> Float[Tensor, "B T A"]:
     """Run :func:`integrate` backward: find the noise of which it makes ``actions``.
 
@@ -138,12 +139,16 @@ def invert_integration(
         actions: chunks in [-1, 1]; one at a bound is taken as if it had not been clamped.
         features: of the observations.
         steps: N of the integration.
-        iterations: of the fixed-point iteration, per step.
+        iterations: of the fixed-point iteration, per step, at most.
+        settled: largest change of any number below which an iteration is the last of its step.
     """
     x = actions
     step = torch.full((len(actions),), 1 / steps, dtype=actions.dtype, device=actions.device)
     for i in reversed(range(steps)):
         reached = x
         for _ in range(iterations):
+            before = x
             x = reached - network(x, torch.full_like(step, i / steps), step, features) / steps
+            if bool((x - before).abs().max() < settled):
+                break
     return x

@@ -41,3 +41,16 @@ def test_the_time_of_each_step_is_that_of_the_integration() -> None:
 
     invert_integration(Timed(), torch.zeros(1, 1, 1), torch.zeros(1, 1), steps=4, iterations=2)
     assert times == [0.75, 0.75, 0.5, 0.5, 0.25, 0.25, 0.0, 0.0]
+
+
+def test_iterations_end_where_nothing_changes_any_more() -> None:
+    # From y = 0.5 in one step of y = 1.5 x + s: x = 0.25, 0.375, 0.3125, changes of 0.25, 0.125, 0.0625.
+    calls: list[int] = []
+
+    class Counted(Linear):
+        def forward(self, x, t, d, features):
+            calls.append(1)
+            return super().forward(x, t, d, features)
+
+    found = invert_integration(Counted(), torch.full((1, 1, 1), 0.5), torch.zeros(1, 1), 1, 50, settled=0.1)
+    assert found.item() == 0.3125 and len(calls) == 3
