@@ -20,9 +20,9 @@ from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.evaluation.intervals import mean_interval
 from dsrl_offpolicy.files.plain import check_fields, reading
 from dsrl_offpolicy.models.latent_sources import policy_source
+from dsrl_offpolicy.rollouts.base_env import base_env_spec, check_fit
 from dsrl_offpolicy.seeding import restore_random_states, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
-from dsrl_offpolicy.train.base_env import base_env_spec, check_fit
 from dsrl_offpolicy.train.choosing import Best, evaluate
 from dsrl_offpolicy.train.command import command, config_of_run
 from dsrl_offpolicy.train.demonstrations import demonstrations_digest, load_states

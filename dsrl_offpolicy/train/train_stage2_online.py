@@ -25,11 +25,11 @@ from dsrl_offpolicy.envs.family import MacroVectorEnv
 from dsrl_offpolicy.envs.vector import make_evaluation_env, make_vector_env
 from dsrl_offpolicy.evaluation.episodes import EvaluationSummary
 from dsrl_offpolicy.models.latent_sources import squashed_prior_source
+from dsrl_offpolicy.rollouts.base_env import base_env_spec, check_fit, training_env_spec
 from dsrl_offpolicy.rollouts.collector import Collected, Collector
 from dsrl_offpolicy.seeding import numpy_generator, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.tracking.run import Run
-from dsrl_offpolicy.train.base_env import base_env_spec, check_fit, training_env_spec
 from dsrl_offpolicy.train.choosing import Best, evaluate
 from dsrl_offpolicy.train.command import config_of_run, parsed_command
 from dsrl_offpolicy.train.run import STAGE2, TrainingRun, run_folder, training_run
