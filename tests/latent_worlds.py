@@ -10,7 +10,7 @@ import numpy as np
 
 class Reach(gym.Env):
     """Observes ``[position, goal]`` of a point on a line. The goal is -1 or 1 by the seed's parity, a step moves
-    by a quarter of the action, and within .15 of the goal it succeeds. Rewards 0; in sparse mode -1 until then."""
+    by a quarter of the action, and within .15 of the goal it succeeds. The dense reward is minus the distance."""
 
     def __init__(self) -> None:
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
@@ -23,7 +23,8 @@ class Reach(gym.Env):
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self._at += 0.25 * float(action[0])
-        return self._observation(), 0.0, False, False, {"success": abs(self._at - self._goal) < 0.15}
+        distance = abs(self._at - self._goal)
+        return self._observation(), -distance, False, False, {"success": distance < 0.15}
 
     def _observation(self) -> np.ndarray:
         return np.array([self._at, self._goal], np.float32)

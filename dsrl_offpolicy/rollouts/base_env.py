@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
+from dsrl_offpolicy.configs.jobs import PPOConfig, Stage2LoopConfig
 from dsrl_offpolicy.configs.shared import SimulatorConfig
 from dsrl_offpolicy.contracts import PolicyInfo, RewardTerms
 from dsrl_offpolicy.envs.family import EnvFacts, find_family
@@ -90,8 +90,8 @@ def base_env_spec(
     )
 
 
-def training_env_spec(config: Stage2LoopConfig, info: PolicyInfo) -> EnvSpec:
-    """Return the environment that Stage 2 learns in."""
+def training_env_spec(config: Stage2LoopConfig | PPOConfig, info: PolicyInfo) -> EnvSpec:
+    """Return the environment that Stage 2 or PPO learns in."""
     return task_env_spec(
         info,
         config,

@@ -77,7 +77,7 @@ class Stage0(Resumable):
     def run(self) -> Path:
         """Train and save ``checkpoints/last.pt``. Returns the run folder."""
         config = self.config
-        folder = run_folder(STAGE0, config)
+        folder = run_folder(config)
         same = {"device": self.device.type, "demonstrations": demonstrations_digest(config)}
         with training_run(STAGE0, self, config, folder, same) as run:
             if self.spec.image_channels and (run.resumed is None or run.resumed["encoder_training"] is not None):

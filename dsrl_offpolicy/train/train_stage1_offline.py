@@ -62,7 +62,7 @@ class Stage1(Resumable):
     def run(self) -> Path:
         """Train, verify on held-out states, evaluate in the environment. Returns the run folder."""
         config = self.config
-        folder = run_folder(STAGE1, config)
+        folder = run_folder(config)
         note_other_task(self.base.info, config.env_id)
         same = {
             "device": self.device.type,

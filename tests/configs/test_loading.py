@@ -24,13 +24,13 @@ JOBS = {
     "stage0_pretrain.yaml": jobs.Stage0Config,
     "stage1_offline.yaml": jobs.Stage1Config,
     "stage2_online.yaml": Stage2Config,
+    "ppo.yaml": jobs.PPOConfig,
     "eval.yaml": jobs.EvalConfig,
     "quickstart.yaml": jobs.QuickstartConfig,
     "doctor_env.yaml": jobs.DoctorEnvConfig,
 }
-JOB_OF_COMMAND = dict(
-    zip(("demos", "pretrain", "stage1", "stage2", "eval", "quickstart", "doctor env"), JOBS.values(), strict=True)
-)
+NAMES = ("demos", "pretrain", "stage1", "stage2", "ppo", "eval", "quickstart", "doctor env")
+JOB_OF_COMMAND = dict(zip(NAMES, JOBS.values(), strict=True))
 
 
 def _shipped(name: str) -> dict:
