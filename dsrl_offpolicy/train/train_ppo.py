@@ -236,7 +236,7 @@ class OnPolicy(Resumable):
             env = make_vector_env(self.env_spec, config.num_envs)
             opened.callback(env.close)
             eval_env = None
-            if config.eval_freq and config.eval_episodes:
+            if config.eval_freq:
                 eval_env = make_evaluation_env(env, self.evaluation_spec, config.num_envs)
             if eval_env is not None and eval_env is not env:
                 opened.callback(eval_env.close)
