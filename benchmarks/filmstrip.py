@@ -56,7 +56,7 @@ def main() -> int:
     from dsrl_offpolicy.envs.vector import make_vector_env
     from dsrl_offpolicy.evaluation.episodes import evaluation_seeds
     from dsrl_offpolicy.models.latent_sources import policy_source, prior_source
-    from dsrl_offpolicy.train.base_env import base_env_spec
+    from dsrl_offpolicy.rollouts.base_env import base_env_spec
     from dsrl_offpolicy.train.start import load_base, rewards_of, start_torch
     from dsrl_offpolicy.train.steering_files import load_steering
 

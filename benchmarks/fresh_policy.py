@@ -21,7 +21,7 @@ def main() -> int:
     from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, summarise
     from dsrl_offpolicy.models.latent_policy import LatentPolicy
     from dsrl_offpolicy.models.latent_sources import policy_source, prior_source
-    from dsrl_offpolicy.train.base_env import base_env_spec
+    from dsrl_offpolicy.rollouts.base_env import base_env_spec
     from dsrl_offpolicy.train.start import build_layout, load_base, rewards_of, start_torch
 
     config = parse_job(EvalConfig, "eval.yaml", "fresh_policy", sys.argv[1:])

@@ -6,11 +6,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dsrl_offpolicy.base_policies.loading import load_base_policy
     from dsrl_offpolicy.contracts import BasePolicy, Encoding
+    from dsrl_offpolicy.rollouts.latent_env import make_latent_env
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "BasePolicy", "Encoding", "load_base_policy"]
+__all__ = ["__version__", "BasePolicy", "Encoding", "load_base_policy", "make_latent_env"]
 
-_HOMES = {"load_base_policy": "base_policies.loading", "BasePolicy": "contracts", "Encoding": "contracts"}
+_HOMES = {
+    "load_base_policy": "base_policies.loading",
+    "make_latent_env": "rollouts.latent_env",
+    "BasePolicy": "contracts",
+    "Encoding": "contracts",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,7 @@ COMMANDS = {
         "Stage 1: warm-start the latent policy offline",
     ),
     "stage2": ("dsrl_offpolicy.train.train_stage2_online", "Stage 2: improve the latent policy online"),
+    "ppo": ("dsrl_offpolicy.train.train_ppo", "improve the latent policy on-policy (extra sb3)"),
     "eval": ("dsrl_offpolicy.commands.evaluate", "evaluate base policy, controls and latent policies"),
 }
 TOOLS = {

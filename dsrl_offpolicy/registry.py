@@ -20,8 +20,16 @@ T = TypeVar("T")
 
 EXTRAS = {
     "mani_skill": "maniskill", "sapien": "maniskill", "mplib": "maniskill", "wandb": "track",
+    "stable_baselines3": "sb3", "sb3_contrib": "sb3",
 }  # fmt: skip
 """The extra that installs an optional library, by the name it is imported under."""
+
+
+def not_installed(error: ImportError) -> str:
+    """Return why an import failed, on one line, and the extra that installs what is missing."""
+    extra = EXTRAS.get((error.name or "").split(".")[0])
+    cure = f" (pip install 'dsrl_offpolicy[{extra}]')" if extra else ""
+    return " ".join(str(error).split()) + cure
 
 
 @dataclass(frozen=True)
@@ -90,9 +98,7 @@ def _imported(path: str, name: str, flag: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        extra = EXTRAS.get((error.name or "").split(".")[0])
-        cure = f" (pip install 'dsrl_offpolicy[{extra}]')" if extra else ""
-        raise InputError(f"{flag}: {name} cannot be imported: {' '.join(str(error).split())}{cure}") from error
+        raise InputError(f"{flag}: {name} cannot be imported: {not_installed(error)}") from error
     except Exception as error:  # whatever a user's module raises while it is imported
         raise InputError(f"{flag}: {name} cannot be imported: {one_line(error)}") from error
     if not hasattr(module, class_name):

@@ -18,6 +18,12 @@ def gradient_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 
+def annealed(done: float, anneal_from: float) -> float:
+    """Return the factor on a learning rate: 1 until ``anneal_from`` of the run is done, then linearly to 0."""
+    left = 1 - anneal_from
+    return 1.0 if done <= anneal_from or left == 0 else max(0.0, (1 - done) / left)
+
+
 def adam_state(optimizer: torch.optim.Optimizer, state: dict[str, Any], where: str) -> dict[str, Any]:
     """Return a stored state of Adam if its moments fit the parameters and its settings are this optimiser's.
 

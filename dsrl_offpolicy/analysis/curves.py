@@ -59,11 +59,11 @@ def draw_success(
     axes.grid(alpha=0.3)
 
 
-def plot_stage2_run(folder: Path, levels: Mapping[str, Interval], title: str) -> Path | None:
-    """Write ``learning_curve.png`` into a Stage 2 run folder; None where it holds no evaluation."""
+def plot_online_run(folder: Path, levels: Mapping[str, Interval], title: str) -> Path | None:
+    """Write ``learning_curve.png`` into a run folder of Stage 2 or PPO; None where it holds no evaluation."""
     (run,) = read_runs(folder)
     if not run.evaluations:
         return None
     path = folder / "learning_curve.png"
-    plot_success(path, {"stage 2": run.evaluations}, levels, title)
+    plot_success(path, {"PPO" if run.kind == "ppo" else "stage 2": run.evaluations}, levels, title)
     return path

@@ -9,19 +9,21 @@ from typing import Any
 
 from dsrl_offpolicy.agents.stage2_config import shipped_yaml, stage2_config
 from dsrl_offpolicy.analysis.verdict import Row
-from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config, Stage2LoopConfig
+from dsrl_offpolicy.configs.jobs import PPOConfig, Stage0Config, Stage1Config, Stage2LoopConfig
 from dsrl_offpolicy.configs.loading import override, read_settings
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.metrics import Group, json_object, read_metrics, rows_of
 from dsrl_offpolicy.files.run_kind import read_kind
 
-StageConfig = Stage0Config | Stage1Config | Stage2LoopConfig
+StageConfig = Stage0Config | Stage1Config | Stage2LoopConfig | PPOConfig
 
-OFFLINE_STAGES: dict[str, tuple[type, str]] = {
+FIXED: dict[str, tuple[type, str]] = {
     "stage0": (Stage0Config, "stage0_pretrain.yaml"),
     "stage1": (Stage1Config, "stage1_offline.yaml"),
+    "ppo": (PPOConfig, "ppo.yaml"),
 }
-STAGES = (*OFFLINE_STAGES, "stage2")
+"""Jobs whose settings do not depend on an algorithm, by the kind of their runs."""
+STAGES = ("stage0", "stage1", "stage2")
 RATES = ("success_once", "success_once_low", "success_once_high")
 
 
@@ -31,7 +33,7 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        kind: ``stage0``, ``stage1`` or ``stage2``.
+        kind: ``stage0``, ``stage1``, ``stage2`` or ``ppo``.
         settings: of its ``config.yaml``, which another version of the package may have written.
         rows: of ``metrics.jsonl``, in order.
         summary: ``summary.json``; empty while the run is not at its end.
@@ -52,7 +54,7 @@ class RunFolder:
             algo = str(self.settings.get("algo", "sac"))
             job, shipped = stage2_config(algo), shipped_yaml(algo)
         else:
-            job, shipped = OFFLINE_STAGES[self.kind]
+            job, shipped = FIXED[self.kind]
         config: StageConfig = override(job, shipped, self.settings, str(self.path / "config.yaml"))
         return config
 
@@ -94,10 +96,10 @@ def read_runs(path: Path) -> list[RunFolder]:
             if not runs:
                 raise InputError(f"RUN_DIR: expected a quickstart in which a stage has begun, {path} has none yet")
             return runs
-        if kind not in STAGES:
+        if kind not in (*STAGES, "ppo"):
             what = f"a run of {kind}" if kind else "of none"
             raise InputError(
-                f"RUN_DIR: expected a run of Stage 0, 1 or 2 or a quickstart, {settings_file} is {what}"
+                f"RUN_DIR: expected a run of Stage 0, 1 or 2, of PPO or a quickstart, {settings_file} is {what}"
             )
         return [RunFolder(path, kind, settings, read_metrics(path), _summary(path))]
     except OSError as error:

@@ -19,7 +19,8 @@ from dsrl_offpolicy.analysis.verdict import (
     range_of_returns,
     too_early,
 )
-from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config, Stage2LoopConfig
+from dsrl_offpolicy.configs.jobs import PPOConfig, Stage0Config, Stage1Config, Stage2LoopConfig
+from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.metrics import rows_of
 from dsrl_offpolicy.files.plain import is_finite_number
 
@@ -39,7 +40,12 @@ def check_run(config: StageConfig, rows: Sequence[Row], summary: Mapping[str, An
         config: its settings.
         rows: of ``metrics.jsonl``, so far.
         summary: ``summary.json``; empty while the run is not at its end.
+
+    Raises:
+        InputError: a run of PPO, for which there are no checks.
     """
+    if isinstance(config, PPOConfig):
+        raise InputError("RUN_DIR: expected a run of Stage 0, 1 or 2, there are no checks for one of PPO")
     if isinstance(config, Stage2LoopConfig):
         return check_stage2(config, rows)
     if isinstance(config, Stage1Config):

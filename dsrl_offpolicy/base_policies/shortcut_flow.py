@@ -36,8 +36,8 @@ DEFAULT_WEIGHTS = "ema_agent.velocity_net"
 """Weights that are taken from a published file where nothing is said."""
 
 INVERSION_ITERATIONS, INVERSION_SETTLED = 60, 3e-5
-"""Most fixed-point iterations per Euler step, and the change at which they end. On one task 10 left an rmse of 1e-4,
-on another 1e-3, where 20 left 1e-4 and 40 left 3e-6 (MLP, 8 steps)."""
+"""Most fixed-point iterations per Euler step, and the change at which they end. On one task 10 left an rmse of
+1e-4, on another 1e-3, where 20 left 1e-4 and 40 left 3e-6 (MLP, 8 steps)."""
 
 MOST_REPEATS, LARGEST = 1024, 100_000
 """Bounds on what a damaged file can ask for: of horizons, heads and Euler steps, and of a network's dimensions."""

@@ -27,10 +27,10 @@ from dsrl_offpolicy.evaluation.episodes import (
 )
 from dsrl_offpolicy.evaluation.intervals import Interval
 from dsrl_offpolicy.models.latent_sources import constant_source, policy_source, prior_source
+from dsrl_offpolicy.rollouts.base_env import base_env_spec, check_fit
 from dsrl_offpolicy.seeding import torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.tracking.run import Run, create_run_folder
-from dsrl_offpolicy.train.base_env import base_env_spec, check_fit
 from dsrl_offpolicy.train.command import command
 from dsrl_offpolicy.train.start import load_base, note_other_task, rewards_of, start_torch
 from dsrl_offpolicy.train.steering_files import load_steering

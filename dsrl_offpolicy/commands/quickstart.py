@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 
 from dsrl_offpolicy.agents.stage2_config import Stage2Config
-from dsrl_offpolicy.analysis.curves import plot_stage2_run
+from dsrl_offpolicy.analysis.curves import plot_online_run
 from dsrl_offpolicy.analysis.run_folder import read_runs
 from dsrl_offpolicy.commands import demos as generate_demos
 from dsrl_offpolicy.commands import evaluate
@@ -163,7 +163,7 @@ def _conclude(
     for name in ("evaluation.csv", "evaluation.json"):
         shutil.copy(evaluation / name, folder / name)
     levels = {name: Interval(**_interval(rows[name])) for name in ("base (prior noise)", "w = 0")}
-    curve = plot_stage2_run(stage2, levels, f"{config.task}, seed {config.seed}")
+    curve = plot_online_run(stage2, levels, f"{config.task}, seed {config.seed}")
     if curve is not None:
         shutil.copy(curve, folder / "learning_curve.png")
     summary = _summary(rows, read_runs(stage2)[0].summary, config, tracker)

@@ -278,6 +278,67 @@ class Stage2LoopConfig(
 
 
 @dataclass(frozen=True, kw_only=True)
+class PPOConfig(TrackedConfig, ResumableConfig, EvaluationConfig, SteeringConfig, BasePolicyConfig):
+    """dsrl ppo: on-policy PPO of Stable-Baselines3 in the latent space of the frozen base policy (extra sb3).
+    A resumed run begins new episodes and a new rollout, so it does not repeat the numbers of a run in one go."""
+
+    kind: ClassVar[RunKind] = "ppo"
+    log_freq: Steps = 1
+    """Gradient steps between rows of metrics, which are written after whole iterations."""
+    save_freq: StepsOrNone = 50000
+    """Env steps between saves of the whole run; 0 saves only when it ends or is stopped."""
+    stage1_checkpoint: Path | None = None
+    """Latent policy of Stage 1 to start from; default: the prior."""
+    total_timesteps: Steps = 500000
+    """Env steps."""
+    rollout_steps: Steps = 128
+    """Macro-steps per environment and iteration."""
+    batch_size: Several = 128
+    """Macro-steps per gradient step; must divide rollout_steps x num_envs."""
+    epochs: Count = 10
+    """Passes over a rollout."""
+    lr: Positive = 3e-4
+    """Learning rate of the latent policy and of V."""
+    anneal_from: Share = 1.0
+    """Fraction of total_timesteps from which lr falls linearly to 0; 1 keeps it constant."""
+    clip_range: Positive = 0.2
+    """PPO's clip of the ratio, 1 +- this."""
+    target_kl: Positive | None = None
+    """Nats per update at which an iteration's passes end early; default: never."""
+    gae_lambda: Share = 0.95
+    """Lambda of GAE, per macro-step."""
+    regularizer: Literal["entropy", "kl"] = "entropy"
+    """What ent_coef multiplies: the entropy of the latent before the squash, or minus the KL to the prior."""
+    ent_coef: NotNegative = 0.0
+    """Coefficient of the regulariser, per nat."""
+    vf_coef: Positive = 0.5
+    """Coefficient of V's loss."""
+    max_grad_norm: Positive = 0.5
+    """Bound on the gradient's norm, of policy and V together."""
+    critic_hidden_dims: Widths = (256, 256, 256)
+    """Widths of V."""
+    critic_layer_norm: bool = True
+    """LayerNorm in V."""
+    gamma: Rate = 0.99
+    """Discount per env step."""
+    reward_mode: RewardMode = "sparse"
+    """-1 per env step until success, or the simulator's dense reward."""
+    reward_scale: Positive = 0.1
+    """Factor on rewards. V starts at 0 and learns returns of up to -1 / (1 - gamma) times this."""
+    end_on_success: bool = True
+    """Success terminates training episodes."""
+    train_episode_steps: Steps | None = None
+    """Env steps after which a training episode is truncated (and bootstraps); evaluations keep their own limit.
+    Default: max_episode_steps."""
+    eval_freq: StepsOrNone = 10000
+    """Env steps between evaluations, which are made between iterations."""
+    eval_episodes: Count = 20
+    """Episodes per evaluation."""
+    eval_deterministic: bool = True
+    """Evaluate the latent policy's mean rather than samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalConfig(JobConfig, EvaluationConfig, BasePolicyConfig):
     """dsrl eval: evaluate base policy, controls and latent policies on the same starts, in one table."""
 

@@ -11,7 +11,7 @@ from dsrl_offpolicy.files.metrics import json_object
 from dsrl_offpolicy.files.plain import checked
 
 NAME = "run.json"
-RunKind = Literal["stage0", "stage1", "stage2", "quickstart", "eval"]
+RunKind = Literal["stage0", "stage1", "stage2", "ppo", "quickstart", "eval"]
 
 
 def write_kind(folder: Path, kind: RunKind) -> None:

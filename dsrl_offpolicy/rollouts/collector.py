@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsrl_offpolicy.contracts import BasePolicy, Encoding, LatentSource, MacroTransitions, observation_tensors
+from dsrl_offpolicy.contracts import BasePolicy, Encoding, LatentSource, MacroTransitions
 from dsrl_offpolicy.envs.family import MacroVectorEnv
-from dsrl_offpolicy.errors import NonFiniteError
 from dsrl_offpolicy.models.latent_layout import LatentLayout
+from dsrl_offpolicy.rollouts.acting import encode, executed_chunk, send
 from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED
 
 
@@ -96,13 +96,10 @@ class Collector:
             noise = torch.randn(shape, generator=self.noise, device=self.device)
             full = source(self._encoding.features, noise)
             self._latent = self.layout.select(full)
-            chunk = self.base_policy.decode(self._encoding, full)[:, self.base_policy.info.executed_rows]
-        if not bool(chunk.isfinite().all()):
-            evidence = {"features": self._encoding.features, "latent": self._latent, "chunk": chunk}
-            raise NonFiniteError("policy: expected finite actions, got NaN or infinity", evidence)
+        chunk = executed_chunk(self.base_policy, self._encoding, full)
         for episode, actions in zip(self._episodes, chunk.cpu(), strict=True):
             episode.chunks.append(actions)
-        self._send_chunks(chunk)
+        send(self.env, chunk, self.device)
 
     def collect(self) -> Collected:
         """Wait for the environments, reset the ended and the lost episodes, return what happened.
@@ -113,7 +110,7 @@ class Collector:
         """
         assert self._latent is not None, "collect() follows launch()"
         obs, reward, terminated, truncated, info = self.env.step_wait()
-        encoding = self._encode(obs)
+        encoding = encode(self.base_policy, obs, self.device)
         lost = np.asarray(info.get("lost", np.zeros(self.env.num_envs, dtype=bool)))
         kept = self._tensor(np.flatnonzero(~lost), torch.int64)
         happened = (
@@ -136,7 +133,7 @@ class Collector:
             obs, _ = self.env.reset(seed=seeds, options={"reset_mask": over})
             for i in np.flatnonzero(over):
                 self._episodes[i] = Episode(seeds[i], [])
-            encoding = self._encode(obs)
+            encoding = encode(self.base_policy, obs, self.device)
         self._encoding = encoding
         self._latent = None
         return Collected(*happened, finished, int(np.sum(lost)))
@@ -178,16 +175,16 @@ class Collector:
             if t < longest:
                 begun = [t - (longest - count) for count in before]
                 chunks = [e.chunks[i] if i >= 0 else idle for e, i in zip(episodes, begun, strict=True)]
-                self._send_chunks(torch.stack(chunks))
+                send(self.env, torch.stack(chunks), self.device)
                 obs, *_ = self.env.step_wait()
         self._set_generators(state)
-        self._encoding = self._encode(obs)
+        self._encoding = encode(self.base_policy, obs, self.device)
         if not torch.equal(self._encoding.features, state["features"].to(self.device)):
             self._begin_anew()
             return False
         self._episodes = episodes
         self._latent = state["latent"].to(self.device)
-        self._send_chunks(torch.stack([e.chunks[-1] for e in episodes]))
+        send(self.env, torch.stack([e.chunks[-1] for e in episodes]), self.device)
         return True
 
     def lend(self) -> Collected:
@@ -205,24 +202,12 @@ class Collector:
         seeds = self._draw_seeds()
         obs, _ = self.env.reset(seed=seeds)
         self._episodes = [Episode(seed, []) for seed in seeds]
-        self._encoding = self._encode(obs)
+        self._encoding = encode(self.base_policy, obs, self.device)
         self._latent = None
 
     def _set_generators(self, state: dict[str, Any]) -> None:
         self.noise.set_state(state["noise"])
         self.starts.bit_generator.state = json.loads(state["starts"])
-
-    def _send_chunks(self, chunks: Tensor) -> None:
-        batched = self.env.capabilities.batched
-        self.env.step_async(chunks.to(self.device) if batched else chunks.cpu().numpy())
-
-    def _encode(self, obs: Any) -> Encoding:
-        tensors = observation_tensors(obs, self.device)
-        state = tensors if isinstance(tensors, Tensor) else tensors["state"]
-        if not bool(state.isfinite().all()):
-            raise NonFiniteError("environment: expected finite observations, got NaN or infinity", {"obs": state})
-        with torch.no_grad():
-            return self.base_policy.encode(tensors)
 
     def _tensor(self, values: Any, dtype: torch.dtype) -> Tensor:
         return torch.as_tensor(values).to(dtype).to(self.device)  # a device may have no doubles

@@ -22,7 +22,7 @@ from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.vector import inspect_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.plain import reading
-from dsrl_offpolicy.train.base_env import control_mode_of
+from dsrl_offpolicy.rollouts.base_env import control_mode_of
 from dsrl_offpolicy.train.start import rewards_of
 
 DemonstratedJob = Stage0Config | Stage1Config | Stage2LoopConfig

@@ -23,9 +23,9 @@ from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, s
 from dsrl_offpolicy.files.checkpoint import save_checkpoint
 from dsrl_offpolicy.files.plain import check_fields, reading
 from dsrl_offpolicy.models.latent_sources import prior_source
+from dsrl_offpolicy.rollouts.base_env import base_env_spec, check_fit
 from dsrl_offpolicy.seeding import restore_random_states, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
-from dsrl_offpolicy.train.base_env import base_env_spec, check_fit
 from dsrl_offpolicy.train.command import command, config_of_run
 from dsrl_offpolicy.train.demonstrations import (
     demonstrations_digest,
@@ -77,7 +77,7 @@ class Stage0(Resumable):
     def run(self) -> Path:
         """Train and save ``checkpoints/last.pt``. Returns the run folder."""
         config = self.config
-        folder = run_folder(STAGE0, config)
+        folder = run_folder(config)
         same = {"device": self.device.type, "demonstrations": demonstrations_digest(config)}
         with training_run(STAGE0, self, config, folder, same) as run:
             if self.spec.image_channels and (run.resumed is None or run.resumed["encoder_training"] is not None):

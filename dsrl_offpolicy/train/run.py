@@ -115,6 +115,7 @@ class Stage:
 STAGE0 = Stage("dsrl pretrain", "unfinished_stage0", UNFINISHED, "gradient steps", kept=False)
 STAGE1 = Stage("dsrl stage1", "unfinished_stage1", UNFINISHED, "gradient steps", kept=False)
 STAGE2 = Stage("dsrl stage2", "stage2", "checkpoints", "env steps", kept=True)
+PPO = Stage("dsrl ppo", "stage2", "checkpoints", "env steps", kept=True)
 
 MAY_CHANGE = (
     "resume", "out", "demo_path", "awsc_checkpoint", "base", "stage1_checkpoint",  # digests hold their content
@@ -253,7 +254,7 @@ class TrainingRun:
         return f"{self._stage.command} --resume {self.tracker.path}"
 
 
-def run_folder(stage: Stage, config: Any) -> Path:
+def run_folder(config: Any) -> Path:
     """Return the folder of the run that ``config.resume`` names, or make a new one.
 
     Raises:
@@ -261,8 +262,7 @@ def run_folder(stage: Stage, config: Any) -> Path:
     """
     if config.resume is not None:
         return Path(config.resume).expanduser()
-    name = stage.kind.removeprefix("unfinished_")
-    return create_run_folder(config.out, f"dsrl_offpolicy_{name}-{config.env_id}-seed{config.seed}")
+    return create_run_folder(config.out, f"dsrl_offpolicy_{config.kind}-{config.env_id}-seed{config.seed}")
 
 
 @contextmanager

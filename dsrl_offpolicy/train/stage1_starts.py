@@ -22,8 +22,8 @@ from dsrl_offpolicy.evaluation.episodes import EpisodeOutcome, run_episodes
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.models.latent_policy import LatentPolicy, raw_log_sigma
 from dsrl_offpolicy.models.latent_sources import policy_source
+from dsrl_offpolicy.rollouts.base_env import base_env_spec
 from dsrl_offpolicy.seeding import torch_generator
-from dsrl_offpolicy.train.base_env import base_env_spec
 from dsrl_offpolicy.train.demonstrations import load_policy_windows
 from dsrl_offpolicy.train.offline_data import NoiseDemonstrations, check_invertible, invert_demonstrations
 from dsrl_offpolicy.train.run import TrainingRun

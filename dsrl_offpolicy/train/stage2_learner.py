@@ -14,7 +14,7 @@ from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import load_weights
 from dsrl_offpolicy.seeding import torch_generator
 from dsrl_offpolicy.train.start import build_layout, rewards_of
-from dsrl_offpolicy.train.steering_files import load_steering
+from dsrl_offpolicy.train.steering_files import start_actor
 
 
 def build_agent(config: Stage2LoopConfig, base: BasePolicy, device: torch.device) -> SteeringAgent:
@@ -75,13 +75,7 @@ def check_plan(config: Stage2LoopConfig, info: PolicyInfo) -> None:
 def _start_from_stage1(
     agent: SteeringAgent, config: Stage2LoopConfig, path: Path, base: BasePolicy, device: torch.device
 ) -> None:
-    policy, content = load_steering(path, "stage1", "stage1_checkpoint", base, device)
-    if policy.layout != agent.layout:
-        raise InputError(
-            f"stage1_checkpoint: expected steer_mode {agent.layout.mode} and action_magnitude "
-            f"{agent.layout.magnitude}, got {policy.layout.mode} and {policy.layout.magnitude}"
-        )
-    load_weights(agent.actor, policy.state_dict(), "stage1_checkpoint: policy (actor_hidden_dims)")
+    content = start_actor(agent.actor, path, base, device)
     if not config.init_critic or agent.critic is None:
         return
     if "critic" not in content:

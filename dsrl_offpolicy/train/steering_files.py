@@ -113,3 +113,19 @@ def load_steering(
     policy = LatentPolicy(base.info.feature_dim, steering.hidden_dims, layout).to(device)
     load_weights(policy, content["policy"], f"{flag}: policy")
     return policy, content
+
+
+def start_actor(actor: LatentPolicy, path: Path, base: BasePolicy, device: torch.device) -> dict[str, Any]:
+    """Start a latent policy as the one of Stage 1. Returns the whole content of that checkpoint.
+
+    Raises:
+        InputError: as :func:`load_steering`, or its latents or widths are others.
+    """
+    policy, content = load_steering(path, "stage1", "stage1_checkpoint", base, device)
+    if policy.layout != actor.layout:
+        raise InputError(
+            f"stage1_checkpoint: expected steer_mode {actor.layout.mode} and action_magnitude "
+            f"{actor.layout.magnitude}, got {policy.layout.mode} and {policy.layout.magnitude}"
+        )
+    load_weights(actor, policy.state_dict(), "stage1_checkpoint: policy (actor_hidden_dims)")
+    return content

@@ -21,9 +21,9 @@ from dsrl_offpolicy.evaluation.intervals import mean_interval
 from dsrl_offpolicy.files.plain import check_fields, reading
 from dsrl_offpolicy.models.latent_policy import LatentPolicy
 from dsrl_offpolicy.models.latent_sources import policy_source
+from dsrl_offpolicy.rollouts.base_env import base_env_spec, check_fit
 from dsrl_offpolicy.seeding import restore_random_states, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
-from dsrl_offpolicy.train.base_env import base_env_spec, check_fit
 from dsrl_offpolicy.train.choosing import Best, evaluate
 from dsrl_offpolicy.train.command import command, config_of_run
 from dsrl_offpolicy.train.demonstrations import demonstrations_digest, load_states
@@ -69,7 +69,7 @@ class Stage1(Resumable):
     def run(self) -> Path:
         """Train, verify on held-out states, evaluate in the environment. Returns the run folder."""
         config = self.config
-        folder = run_folder(STAGE1, config)
+        folder = run_folder(config)
         note_other_task(self.base.info, config.env_id)
         critic = self.base.critic.fingerprint() if self.base.critic is not None else ""
         same = {"device": self.device.type, "base": self.base.fingerprint() + critic}

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from dsrl_offpolicy.agents.optimization import annealed
 from dsrl_offpolicy.agents.stage2_config import chosen_algorithm, shipped_yaml, stage2_config
 from dsrl_offpolicy.agents.steering_agent import Update
-from dsrl_offpolicy.analysis.curves import plot_stage2_run
+from dsrl_offpolicy.analysis.curves import plot_online_run
 from dsrl_offpolicy.analysis.live import HealthMonitor
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
@@ -26,11 +27,11 @@ from dsrl_offpolicy.envs.family import MacroVectorEnv
 from dsrl_offpolicy.envs.vector import make_evaluation_env, make_vector_env
 from dsrl_offpolicy.evaluation.episodes import EvaluationSummary
 from dsrl_offpolicy.models.latent_sources import squashed_prior_source
+from dsrl_offpolicy.rollouts.base_env import base_env_spec, check_fit, training_env_spec
 from dsrl_offpolicy.rollouts.collector import Collected, Collector
 from dsrl_offpolicy.seeding import numpy_generator, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.tracking.run import Run
-from dsrl_offpolicy.train.base_env import base_env_spec, check_fit, training_env_spec
 from dsrl_offpolicy.train.choosing import Best, evaluate
 from dsrl_offpolicy.train.command import config_of_run, parsed_command
 from dsrl_offpolicy.train.offline_data import OfflineData
@@ -87,7 +88,7 @@ class Stage2:
     def run(self) -> Path:
         """Train to ``total_timesteps``. Returns the run folder."""
         config = self.config
-        folder = run_folder(STAGE2, config)
+        folder = run_folder(config)
         state = Stage2State(self, folder)
         same = {"device": self.device.type, "base_fingerprint": self.base.fingerprint()}
         if self.offline is not None:
@@ -106,7 +107,7 @@ class Stage2:
                 self._loop(run, state, env, eval_env)
             self.collector = None
             run.tracker.write_summary(self._summary(run.tracker))
-        plot_stage2_run(folder, {}, f"{config.env_id}, seed {config.seed}")
+        plot_online_run(folder, {}, f"{config.env_id}, seed {config.seed}")
         return folder
 
     def _loop(
@@ -171,7 +172,8 @@ class Stage2:
         if self.gradient_step is None:
             self.gradient_step = self._compiled(run) if self._worth_compiling() else self.agent.update
             self._mark_rates()
-        self.agent.scale_learning_rates(self._lr_scale())
+        done = counters.env_steps / config.total_timesteps
+        self.agent.scale_learning_rates(annealed(done, config.anneal_from))
         while counters.burnin_steps < config.critic_burnin_steps:
             run.end_if_stopped()
             self.gradient_step(self._sample(), update_actor=False)
@@ -193,12 +195,6 @@ class Stage2:
         if self.offline is None:
             return self.buffer.sample(size)
         return self.offline.batch(self.buffer, size, self.counters.env_steps)
-
-    def _lr_scale(self) -> float:
-        """1 until ``anneal_from``, then linearly to 0 at the end of the run."""
-        done = self.counters.env_steps / self.config.total_timesteps
-        left = 1 - self.config.anneal_from
-        return 1.0 if done <= self.config.anneal_from or left == 0 else max(0.0, (1 - done) / left)
 
     def _evaluate(self, run: TrainingRun, env: MacroVectorEnv) -> None:
         """Evaluate the policy, and keep it where it is the best so far."""

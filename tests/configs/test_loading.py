@@ -24,13 +24,13 @@ JOBS = {
     "stage0_pretrain.yaml": jobs.Stage0Config,
     "stage1_offline.yaml": jobs.Stage1Config,
     "stage2_online.yaml": Stage2Config,
+    "ppo.yaml": jobs.PPOConfig,
     "eval.yaml": jobs.EvalConfig,
     "quickstart.yaml": jobs.QuickstartConfig,
     "doctor_env.yaml": jobs.DoctorEnvConfig,
 }
-JOB_OF_COMMAND = dict(
-    zip(("demos", "pretrain", "stage1", "stage2", "eval", "quickstart", "doctor env"), JOBS.values(), strict=True)
-)
+NAMES = ("demos", "pretrain", "stage1", "stage2", "ppo", "eval", "quickstart", "doctor env")
+JOB_OF_COMMAND = dict(zip(NAMES, JOBS.values(), strict=True))
 
 
 def _shipped(name: str) -> dict:
@@ -221,10 +221,11 @@ def test_every_setting_is_read_by_its_own_job(command):
     """A setting that no code reads is a flag that does nothing: each must be read as ``config.<name>`` in the
     job's own module, in its parts or in those that all jobs share."""
     read: set[str] = set()
-    rooms = ("run", "command", "start", "base_env", "demonstrations")
+    rooms = ("run", "command", "start", "demonstrations")
     shared = (
         *(f"train.{name}" for name in rooms),
         *PARTS.get(command, ()),
+        "rollouts.base_env",
         "tracking.sink",
         "tracking.sinks.wandb",
     )

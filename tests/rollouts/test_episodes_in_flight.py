@@ -15,6 +15,7 @@ from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.models.latent_sources import prior_source
+from dsrl_offpolicy.rollouts.acting import encode
 from dsrl_offpolicy.rollouts.collector import Collector
 
 LIMIT, HORIZON = 20, 4
@@ -62,7 +63,7 @@ def test_episodes_of_different_ages_are_played_again_to_the_bit(env_id: str, req
                 seeds = collector._draw_seeds()
                 obs, _ = env.reset(seed=seeds, options={"reset_mask": np.array([False, True])})
                 collector._episodes[1].seed, collector._episodes[1].chunks = seeds[1], []
-                collector._features = collector._encode(obs)
+                collector._encoding = encode(collector.base_policy, obs, collector.device)
             else:
                 buffer.add(collector.collect(), gamma=0.9)
         collector.launch(prior_source())

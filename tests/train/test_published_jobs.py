@@ -16,7 +16,7 @@ from dsrl_offpolicy.configs.shared import BasePolicyConfig, SimulatorConfig
 from dsrl_offpolicy.contracts import RewardTerms
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.train.base_env import base_env_spec
+from dsrl_offpolicy.rollouts.base_env import base_env_spec
 from dsrl_offpolicy.train.start import load_base, rewards_of
 
 HORIZONS = ["--obs_horizon", 1, "--pred_horizon", 8]

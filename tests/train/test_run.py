@@ -44,7 +44,7 @@ class Counting(Resumable):
 
 def go(config, stage=STAGE1, stop_at: int | None = None, device: str = "cpu") -> Counting:
     subject = Counting(stage.kept)
-    with training_run(stage, subject, config, run_folder(stage, config), {"device": device}) as run:
+    with training_run(stage, subject, config, run_folder(config), {"device": device}) as run:
         subject.step = run.resumed["step"] if run.resumed else 0
         run.between_steps()
         while subject.step < 10:
@@ -135,7 +135,7 @@ def test_work_in_a_thread_is_waited_for_unless_a_signal_comes(config) -> None:
         never.wait()
 
     subject = Counting(kept=False)
-    with training_run(STAGE1, subject, config, run_folder(STAGE1, config), {"device": "cpu"}) as run:
+    with training_run(STAGE1, subject, config, run_folder(config), {"device": "cpu"}) as run:
         assert run.waiting_for(lambda: 7) == 7
         with pytest.raises(RuntimeError, match="no compiler"):
             run.waiting_for(fail)

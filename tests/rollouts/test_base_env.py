@@ -9,7 +9,7 @@ from tiny_worlds import HalvingPolicy
 
 from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.train.base_env import task_env_spec
+from dsrl_offpolicy.rollouts.base_env import task_env_spec
 
 INFO = replace(HalvingPolicy().info, image_channels=3, image_size=(4, 4))
 ARM = Stage2Config(env_id="arm", env_family="strange_worlds:Robots")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
+from dsrl_offpolicy.configs.jobs import PPOConfig, Stage2LoopConfig
 from dsrl_offpolicy.configs.shared import SimulatorConfig
 from dsrl_offpolicy.contracts import PolicyInfo, RewardTerms
 from dsrl_offpolicy.envs.family import EnvFacts, find_family
@@ -19,35 +20,45 @@ def task_env_spec(info: PolicyInfo, config: SimulatorConfig, **values: Any) -> E
     Raises:
         InputError: settings that contradict the base policy.
     """
-    control_mode, obs_mode = config.control_mode, config.obs_mode or info.obs_mode
-    if None not in (config.image_size, info.image_size) and config.image_size != info.image_size:
-        raise InputError(
-            f"image_size: expected {info.image_size} as the base policy was trained with, got {config.image_size}"
-        )
-    if obs_mode != info.obs_mode:
-        raise InputError(f"obs_mode: expected {info.obs_mode} as the base policy was trained with, got {obs_mode}")
-    image_size, understood = config.image_size, find_family(config.env_id, config.env_family).settings
-    if "control_mode" in understood:
-        control_mode = control_mode_of(info, config)
-    if "image_size" in understood:
-        image_size = image_size or info.image_size
-    return EnvSpec(
+    spec = EnvSpec(
         config.env_id,
-        obs_horizon=info.obs_horizon,
-        act_horizon=info.act_horizon,
-        control_mode=control_mode,
-        obs_mode=obs_mode,
+        control_mode=config.control_mode,
+        obs_mode=config.obs_mode or info.obs_mode,
         sim_backend=config.sim_backend,
         render_backend=config.render_backend,
-        image_size=image_size,
+        image_size=config.image_size,
         robot_uids=config.robot_uids,
         timeout=config.env_timeout,
         env_family=config.env_family,
         **values,
     )
+    return steered_env_spec(info, spec)
 
 
-def control_mode_of(info: PolicyInfo, config: SimulatorConfig) -> str | None:
+def steered_env_spec(info: PolicyInfo, spec: EnvSpec) -> EnvSpec:
+    """Return ``spec`` with what the base policy decides: horizons, and the controller and image size where the
+    family has such settings.
+
+    Raises:
+        InputError: fields that contradict the base policy.
+    """
+    if None not in (spec.image_size, info.image_size) and spec.image_size != info.image_size:
+        raise InputError(
+            f"image_size: expected {info.image_size} as the base policy was trained with, got {spec.image_size}"
+        )
+    if spec.obs_mode != info.obs_mode:
+        raise InputError(
+            f"obs_mode: expected {info.obs_mode} as the base policy was trained with, got {spec.obs_mode}"
+        )
+    understood = find_family(spec.env_id, spec.env_family).settings
+    if "control_mode" in understood:
+        spec = replace(spec, control_mode=control_mode_of(info, spec))
+    if "image_size" in understood:
+        spec = replace(spec, image_size=spec.image_size or info.image_size)
+    return replace(spec, obs_horizon=info.obs_horizon, act_horizon=info.act_horizon)
+
+
+def control_mode_of(info: PolicyInfo, config: SimulatorConfig | EnvSpec) -> str | None:
     """Return the controller of demonstrations and environment; a published base policy does not say its own.
 
     Raises:
@@ -79,8 +90,8 @@ def base_env_spec(
     )
 
 
-def training_env_spec(config: Stage2LoopConfig, info: PolicyInfo) -> EnvSpec:
-    """Return the environment that Stage 2 learns in."""
+def training_env_spec(config: Stage2LoopConfig | PPOConfig, info: PolicyInfo) -> EnvSpec:
+    """Return the environment that Stage 2 or PPO learns in."""
     return task_env_spec(
         info,
         config,
