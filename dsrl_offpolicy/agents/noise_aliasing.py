@@ -106,9 +106,11 @@ class NoiseAliasingAgent(DSRLSACAgent):
         The prior alone would leave Q^W undefined where the actor goes, the actor alone where it might go.
         """
         noise = self.draw_noise(batch)
-        count = round(self.distill_actor_fraction * len(noise))
-        latent, _ = self.actor.sample(self.actor(batch.obs_features[:count]), noise[:count])
-        return torch.cat((latent, self.actor.squash(noise[count:])))
+        # Spread over the batch, whose halves may be of other origin (what happened, demonstrations).
+        count = torch.arange(len(noise) + 1, device=noise.device) * self.distill_actor_fraction
+        acts = (count + 1e-4).floor().diff() > 0
+        latent, _ = self.actor.sample(self.actor(batch.obs_features), noise)
+        return torch.where(acts[:, None], latent, self.actor.squash(noise))
 
     def distillation_loss(self, features: Float[Tensor, "B D"], latent: Float[Tensor, "B L"]) -> Tensor:
         """Return ``sum_j mean (Q^W_j(s, w) - Q^A_j(s, base(s, w)))^2``: head by head, from the online Q^A."""

@@ -63,8 +63,8 @@ def check_stage1(config: Stage1Config, rows: Sequence[Row], summary: Mapping[str
     """The seed's check of E[Q], and what training it shows."""
     chosen = [_start(config, summary)] if config.method != "aw_mle" else []
     rows = rows_of(rows, "stage1", STAGE1_METRICS)
-    if config.method in ("noise_cloning", "golden_ticket") or ("choice" in summary and not rows):
-        return chosen
+    if config.method in ("noise_cloning", "golden_ticket") or _chosen(summary) not in (None, "aw_mle"):
+        return chosen  # AW-MLE's policy is not what was handed over
     return [
         *chosen,
         _policy_above_prior(summary),
@@ -83,6 +83,11 @@ def _demonstrations(config: Stage0Config, summary: Mapping[str, Any]) -> Verdict
     text = f"{100 * share:.0f} % succeed"
     ok = share > 0 or config.reward_mode != "sparse"
     return judge("demonstrations", ok, text, expected, "record demonstrations that succeed", success=share)
+
+
+def _chosen(summary: Mapping[str, Any]) -> Any:
+    choice = summary.get("choice")
+    return choice.get("chosen") if isinstance(choice, Mapping) else None
 
 
 def _start(config: Stage1Config, summary: Mapping[str, Any]) -> Verdict:

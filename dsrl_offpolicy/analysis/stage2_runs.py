@@ -16,7 +16,7 @@ from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
 from dsrl_offpolicy.configs.loading import to_plain
 from dsrl_offpolicy.errors import InputError
 
-CHECKPOINTS = ("base", "awsc_checkpoint", "stage1_checkpoint")
+CHECKPOINTS = ("base", "awsc_checkpoint", "stage1_checkpoint", "demo_path")
 BOOKKEEPING = (
     "seed", "out", "resume", "device", "torch_threads", "loggers", "track", "wandb_project", "log_freq",
     "save_freq", "compile", "render_backend", "env_timeout", "eval_freq", "eval_episodes",

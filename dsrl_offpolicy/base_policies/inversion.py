@@ -32,8 +32,10 @@ class Inversion:
     beyond: float
 
     def report(self) -> dict[str, float]:
-        """Return its numbers for a log: windows, how many were left out, errors of all, share beyond."""
-        quantiles = self.error.quantile(torch.tensor([0.5, 0.9], device=self.error.device))
+        """Return its numbers for a log: windows, how many were left out, finite errors, share beyond. At least one
+        window must be accepted."""
+        finite = self.error[self.error.isfinite()]  # some windows may diverge
+        quantiles = finite.quantile(torch.tensor([0.5, 0.9], device=finite.device))
         return {
             "windows": float(len(self.error)),
             "left_out": float((~self.accepted).sum()),
@@ -68,15 +70,18 @@ def invert_windows(
     Raises:
         NotImplementedError: a policy that cannot be inverted.
     """
-    rows = slice(None) if layout.mode == "full" else layout.executed_rows
     latents, errors = [], []
     for part, chunk in zip(features.split(AT_ONCE), chunks.split(AT_ONCE), strict=True):
         encoding = Encoding(part)
-        latent = layout.select(policy.invert(encoding, chunk)[0])
+        full, error = policy.invert(encoding, chunk)
+        latent = layout.select(full)
+        latents.append(latent)
+        if layout.mode == "full":
+            errors.append(error)
+            continue
         noise = torch.randn((len(part), *policy.info.latent_shape), generator=generator, device=part.device)
         decoded = policy.decode(encoding, layout.expand(latent, noise))
-        latents.append(latent)
-        errors.append((decoded - chunk)[:, rows].square().mean((1, 2)).sqrt())
+        errors.append((decoded - chunk)[:, layout.executed_rows].square().mean((1, 2)).sqrt())
     latent, error = torch.cat(latents), torch.cat(errors)
     accepted = (error <= tolerance) & latent.isfinite().all(1)
     kept = latent[accepted]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,12 @@ from dsrl_offpolicy.base_policies.inversion import invert_windows
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.buffers.offline_transitions import OfflineTransitions, joined
 from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
-from dsrl_offpolicy.contracts import BasePolicy, MacroBatch, RewardTerms
+from dsrl_offpolicy.contracts import BasePolicy, MacroBatch, RewardTerms, observation_tensors
 from dsrl_offpolicy.demos.trajectory import Demonstrations
 from dsrl_offpolicy.demos.windows import Windows
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import load_checkpoint, save_checkpoint
+from dsrl_offpolicy.files.plain import reading
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.seeding import torch_generator
 from dsrl_offpolicy.train.demonstrations import demonstrations_digest, encode_windows, load_policy_windows
@@ -27,22 +29,32 @@ FILE, KIND = "offline.pt", "offline_transitions"
 """In the run folder: the inverted demonstrations."""
 
 
-def check_invertible(base: BasePolicy, layout: LatentLayout, flag: str, instead: str) -> None:
+def check_invertible(
+    base: BasePolicy, layout: LatentLayout, device: torch.device, *, flag: str, instead: str
+) -> None:
     """Refuse what cannot turn actions into noise.
 
     Args:
         base: the policy; tried on one example.
         layout: which part of the noise is steered.
+        device: where the policy computes.
         flag: the setting that asks for it.
         instead: what still works.
 
     Raises:
-        InputError: the policy cannot be inverted, or decodes from more than features; or one row of noise is
-            steered for all.
+        InputError: the policy cannot be inverted, decodes from more than features, or executes other rows than
+            windows of demonstrations begin with; or one row of noise is steered for all.
     """
     if layout.mode == "repeat":
         raise InputError(f"{flag}: one noise repeated (steer_mode repeat) makes no demonstration; {instead}")
-    encoding = base.encode(base.example_observation(1))
+    first, newest = base.info.executed_rows.start, base.info.obs_horizon - 1
+    if first != newest:
+        raise InputError(
+            f"{flag}: demonstrations are cut for policies that execute rows from obs_horizon - 1 = {newest} on, "
+            f"this one executes them from {first} on; {instead}"
+        )
+    with torch.no_grad():
+        encoding = base.encode(observation_tensors(base.example_observation(1), device))
     if encoding.context is not None:
         raise InputError(f"{flag}: this base policy decodes from more than its features; {instead}")
     rows, width = base.info.action_shape
@@ -125,7 +137,7 @@ class OfflineData:
         device: where the transitions live.
 
     Raises:
-        InputError: demonstrations of another task or shape, or a policy that cannot be inverted.
+        InputError: a policy that cannot be inverted.
     """
 
     def __init__(
@@ -133,38 +145,55 @@ class OfflineData:
     ) -> None:
         assert config.demo_path is not None
         self.config, self.base, self.layout, self.device = config, base, layout, device
-        check_invertible(base, layout, "demo_path", "leave it out: Stage 2 learns from its own episodes alone")
-        rewards = RewardTerms(config.gamma, config.reward_mode, config.reward_scale, config.end_on_success)
-        self._demos, self._windows = load_policy_windows(config, config.demo_path.expanduser(), base, rewards)
+        instead = "leave it out: Stage 2 learns from its own episodes alone"
+        check_invertible(base, layout, device, flag="demo_path", instead=instead)
         self.digest = demonstrations_digest(config)
         self.generator = torch_generator(config.seed, "offline", device)
-        self.transitions: OfflineTransitions | None = None
+        self.transitions: OfflineTransitions
         self.report: dict[str, float] = {}
 
-    def prepare(self, folder: Path) -> None:
-        """Invert the demonstrations, or read what this run inverted before.
+    def prepare(self, folder: Path | None) -> None:
+        """Invert the demonstrations, or read what a run inverted before.
+
+        Args:
+            folder: of the run that resumes; None for a new one.
 
         Raises:
-            InputError: as :func:`invert_demonstrations`.
+            InputError: demonstrations of another task or shape, and as :func:`invert_demonstrations`.
         """
-        path, config = folder / FILE, self.config
-        if path.is_file():
+        path, config = folder / FILE if folder is not None else None, self.config
+        if path is not None and path.is_file():
             content = load_checkpoint(path, KIND, "resume", self.device)
-            rows, self.report = MacroBatch(**content["transitions"]), content["report"]
+            with reading(f"resume: {path}", "inverted demonstrations"):
+                rows, self.report = MacroBatch(**content["transitions"]), content["report"]
         else:
+            assert config.demo_path is not None
+            rewards = RewardTerms(config.gamma, config.reward_mode, config.reward_scale, config.end_on_success)
+            demos, windows = load_policy_windows(config, config.demo_path.expanduser(), self.base, rewards)
             found = invert_demonstrations(
-                self._demos, self._windows, self.base, self.layout,
+                demos, windows, self.base, self.layout,
                 tolerance=config.inversion_tolerance, seed=config.seed, device=self.device,
             )  # fmt: skip
             rows, self.report = found.transitions, found.report
-            save_checkpoint(path, KIND, {"transitions": vars(rows), "report": self.report})
-            left_out, windows = int(self.report["left_out"]), int(self.report["windows"])
+            left_out, count = int(self.report["left_out"]), int(self.report["windows"])
             print(
-                f"stage2: {windows - left_out} of {windows} windows of demonstrations turned into noise, "
+                f"stage2: {count - left_out} of {count} windows of demonstrations turned into noise, "
                 f"{left_out} left out",
                 file=sys.stderr,
             )
         self.transitions = OfflineTransitions(rows, generator=self.generator)
+
+    def keep(self, folder: Path) -> None:
+        """Write the inverted demonstrations into the run folder, for when the run resumes."""
+        content = {"transitions": vars(self.transitions.rows), "report": self.report}
+        save_checkpoint(folder / FILE, KIND, content)
+
+    def same(self) -> dict[str, str]:
+        """Return the digests of what must not have changed when the run resumes."""
+        inverted = hashlib.sha256()
+        for value in vars(self.transitions.rows).values():
+            inverted.update(value.cpu().contiguous().numpy().tobytes())
+        return {"demonstrations": self.digest, "inverted": inverted.hexdigest()}
 
     def share(self, env_steps: int) -> float:
         """Return the share of a batch after ``env_steps``."""
@@ -173,7 +202,6 @@ class OfflineData:
 
     def batch(self, online: MacroReplayBuffer, size: int, env_steps: int) -> MacroBatch:
         """Draw a batch of both: RLPD's symmetric sampling (Ball et al., 2023) for a share of a half."""
-        assert self.transitions is not None
         offline = round(size * self.share(env_steps))
         if not offline:
             return online.sample(size)

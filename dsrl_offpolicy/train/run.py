@@ -126,7 +126,10 @@ MAY_CHANGE = (
 type), how often something is logged, saved and evaluated, and how long Stage 2 goes on. Not ``total_iters``: the
 schedules of Stage 0 and the pool of Stage 1 depend on it."""
 
-BEGAN_WITH = {"demonstrations": "demonstrations", "base": "base policy", "base_fingerprint": "base policy"}
+BEGAN_WITH = {
+    "demonstrations": "demonstrations", "base": "base policy", "base_fingerprint": "base policy",
+    "inverted": "inverted demonstrations",
+}  # fmt: skip
 """What must not have changed when a run resumes, and what it is called."""
 
 
@@ -320,7 +323,7 @@ def load_state(
         raise InputError(f"device: expected {state['device']}, where the run began, got {same['device']}")
     _refuse_other_settings(state.get("settings"), config, folder)
     for name, what in BEGAN_WITH.items():
-        if name in same and state[name] != same[name]:
+        if state.get(name) != same.get(name):
             raise InputError(f"resume: the {what} changed since the run began")
     return state
 

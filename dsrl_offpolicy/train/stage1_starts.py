@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.models.latent_policy import LatentPolicy, raw_log_sigma
 from dsrl_offpolicy.models.latent_sources import policy_source
 from dsrl_offpolicy.rollouts.base_env import base_env_spec
-from dsrl_offpolicy.seeding import torch_generator
+from dsrl_offpolicy.seeding import derive_seed, torch_generator
 from dsrl_offpolicy.train.demonstrations import load_policy_windows
 from dsrl_offpolicy.train.offline_data import NoiseDemonstrations, check_invertible, invert_demonstrations
 from dsrl_offpolicy.train.run import TrainingRun
@@ -31,6 +32,9 @@ from dsrl_offpolicy.train.start import require_file, rewards_of
 
 PRIOR = "prior"
 """The base policy as it is: the reference of every choice."""
+
+ZERO = "w = 0"
+"""The prior's mean, which needs nothing."""
 
 CONSTANT_SIGMA = 0.5
 """Standard deviation, before the squash, with which Stage 2 explores around a constant."""
@@ -42,7 +46,7 @@ def demonstrations_path(config: Stage1Config) -> Path | None:
     Raises:
         InputError: it is needed and not given.
     """
-    if config.method == "golden_ticket" and config.demo_path is None:
+    if config.method == "golden_ticket":
         return None
     return require_file(config.demo_path, "demo_path", "a file of demonstrations (dsrl demos writes one)")
 
@@ -94,7 +98,9 @@ def cloned_policies(
     ``config.cloning_iters`` gradient steps."""
     rows = noise.transitions
     episodes = noise.episode[noise.successful].unique()
-    held = max(1, round(len(episodes) * config.held_out_fraction)) if len(episodes) > 1 else 0
+    if not len(episodes):
+        raise InputError("demo_path: expected a window of a demonstration that succeeds, all of them are left out")
+    held = min(max(1, round(len(episodes) * config.held_out_fraction)), len(episodes) - 1)
     is_held = torch.isin(noise.episode, episodes[len(episodes) - held :])
     noises = Noises(rows.obs_features, rows.latent)
     learner = NoiseCloning(
@@ -117,50 +123,67 @@ class StartChoice:
         device: where it computes.
 
     Raises:
-        InputError: noises to be cloned of a policy that cannot be inverted.
+        InputError: noises to be cloned of a policy that cannot be inverted, or Q^W to be distilled without Q^A.
     """
 
     def __init__(self, config: Stage1Config, base: BasePolicy, layout: LatentLayout, device: torch.device) -> None:
         self.config, self.base, self.layout, self.device = config, base, layout, device
+        if config.distill_q and (config.method != "auto" or base.critic is None):
+            raise InputError("distill_q: expected method aw_mle or auto and a base policy with Q^A, to distil it")
         self.clones = config.method in ("noise_cloning", "auto")
         if self.clones:
-            try:
-                check_invertible(base, layout, "method", "golden_ticket works without")
-            except InputError as error:
-                if config.method == "noise_cloning":
-                    raise
-                self.clones = False
-                print(f"note: auto does without noise cloning: {error}", file=sys.stderr)
+            with self._optional():
+                check_invertible(base, layout, device, flag="method", instead="golden_ticket works without")
 
-    def candidates(self, trained: LatentPolicy | None) -> tuple[dict[str, LatentPolicy], dict[str, float]]:
-        """Return the policies by name, the prior first, and the numbers of the inversion.
+    @contextmanager
+    def _optional(self) -> Iterator[None]:
+        """Inside, what keeps noises from being cloned is told, and only ends a job that asks for nothing else."""
+        try:
+            yield
+        except InputError as error:
+            if self.config.method == "noise_cloning":
+                raise
+            self.clones = False
+            print(f"note: auto does without noise cloning: {error}", file=sys.stderr)
+
+    def candidates(self, trained: LatentPolicy | None) -> tuple[dict[str, LatentPolicy], dict[str, Any]]:
+        """Return the policies by name, the prior first, and what is to be told of those that are cloned.
 
         Args:
             trained: AW-MLE's policy.
         """
         config = self.config
-        found = {PRIOR: fresh_policy(self.base, self.layout, config, self.device)}
-        report: dict[str, float] = {}
+        prior = fresh_policy(self.base, self.layout, config, self.device)
+        found, told = {PRIOR: prior, ZERO: prior}, dict[str, Any]()
         if trained is not None:
             found["aw_mle"] = trained
         if self.clones:
-            assert config.demo_path is not None
-            path = config.demo_path.expanduser()
-            noise = noise_demonstrations(config, path, self.base, self.layout, self.device)
-            report = noise.report
-            for snapshot in cloned_policies(noise, self.base, self.layout, config, self.device):
-                found[f"noise_cloning, {snapshot.steps} steps"] = snapshot.policy
+            with self._optional():
+                assert config.demo_path is not None
+                path = config.demo_path.expanduser()
+                noise = noise_demonstrations(config, path, self.base, self.layout, self.device)
+                snapshots = cloned_policies(noise, self.base, self.layout, config, self.device)
+                found |= {f"noise_cloning, {s.steps} steps": s.policy for s in snapshots}
+                likelihoods = {s.steps: s.held_out_nll for s in snapshots if math.isfinite(s.held_out_nll)}
+                told = {"inversion": noise.report, "held_out_nll": likelihoods}
         if config.method in ("golden_ticket", "auto"):
             found |= constant_policies(self.base, self.layout, config, self.device)
-        return found, report
+        return found, told
 
-    def choose(self, run: TrainingRun, trained: LatentPolicy | None) -> tuple[LatentPolicy, dict[str, Any]]:
+    def choose(
+        self, run: TrainingRun, trained: LatentPolicy | None, step: int
+    ) -> tuple[LatentPolicy, dict[str, Any]]:
         """Evaluate the candidates and return the best one, with what the summary tells of the choice.
+
+        The prior is judged as it samples, everything else by its mean.
 
         A signal ends the run, which chooses anew when it resumes.
         """
         config = self.config
-        policies, report = run.waiting_for(lambda: self.candidates(trained))
+        with torch.random.fork_rng(devices=[]):  # a run that is stopped while it chooses draws them again
+            torch.manual_seed(derive_seed(config.seed, "starts"))
+            policies, told = self.candidates(trained)
+        run.end_if_stopped()
         sources = {name: policy_source(policy, deterministic=name != PRIOR) for name, policy in policies.items()}
         spec = base_env_spec(self.base.info, rewards_of(self.base), config, end_on_success=True)
         with closing(make_vector_env(spec, config.num_envs)) as env:
@@ -181,12 +204,8 @@ class StartChoice:
                 file=sys.stderr,
             )
         print(f"stage1: starts from {choice.name}; choosing took {choice.env_steps} env steps", file=sys.stderr)
-        numbers = {f"inversion_{name}": value for name, value in report.items()}
-        run.tracker.log("diag", {**numbers, "choosing_env_steps": choice.env_steps}, {"gradient_steps": 0})
-        told = {
-            "chosen": choice.name,
-            "env_steps": choice.env_steps,
-            "trials": trials,
-            "inversion": report or None,
-        }
-        return policies[choice.name], told
+        numbers = {f"inversion_{name}": value for name, value in told.get("inversion", {}).items()}
+        axes = {"gradient_steps": step}
+        run.tracker.log("diag", {**numbers, "choosing_env_steps": choice.env_steps}, axes)
+        found = {"chosen": choice.name, "env_steps": choice.env_steps, "trials": trials, **told}
+        return policies[choice.name], found

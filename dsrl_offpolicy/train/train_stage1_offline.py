@@ -46,6 +46,8 @@ class Stage1(Resumable):
         self.device = device = start_torch(config)
         self.base = load_base(config, device)
         self.layout = build_layout(self.base.info, config)
+        if config.method == "aw_mle":
+            critic_of(self.base)
         self.demo_path = demonstrations_path(config)
         self.agent: AWMLEAgent | None = None
         if config.method == "aw_mle" or (config.method == "auto" and self.base.critic is not None):
@@ -65,6 +67,7 @@ class Stage1(Resumable):
         self.evaluated = 0
         self.best = Best()
         self.evaluation: dict[str, Any] | None = None
+        self.verification: dict[str, float] | None = None
 
     def run(self) -> Path:
         """Train, verify on held-out states, evaluate in the environment. Returns the run folder."""
@@ -73,7 +76,7 @@ class Stage1(Resumable):
         note_other_task(self.base.info, config.env_id)
         critic = self.base.critic.fingerprint() if self.base.critic is not None else ""
         same = {"device": self.device.type, "base": self.base.fingerprint() + critic}
-        if config.demo_path is not None:
+        if self.demo_path is not None:
             same["demonstrations"] = demonstrations_digest(config)
         with training_run(STAGE1, self, config, folder, same) as run:
             summary: dict[str, Any] = {}
@@ -81,7 +84,7 @@ class Stage1(Resumable):
                 summary = self._train(run, self.agent)
             policy, method = self.agent.policy if self.agent is not None else None, config.method
             if self.choice is not None:
-                policy, summary["choice"] = self.choice.choose(run, policy)
+                policy, summary["choice"] = self.choice.choose(run, policy, self.step)
                 method = summary["choice"]["chosen"]
             assert policy is not None
             self._save_policy(run.tracker.checkpoints / "last.pt", policy, method)
@@ -97,13 +100,14 @@ class Stage1(Resumable):
         env = make_vector_env(self.env_spec, config.num_envs) if config.eval_freq else None
         with closing(env) if env is not None else nullcontext():
             self._loop(run, agent, pool, env)
-        verification = verify(agent, self.held_out, self.held_out_episodes, config)
-        run.tracker.log("diag", verification, {"gradient_steps": self.step})
+        if self.verification is None:  # a run that is stopped after it, while it chooses, keeps it
+            self.verification = verify(agent, self.held_out, self.held_out_episodes, config)
+            run.tracker.log("diag", self.verification, {"gradient_steps": self.step})
         return {
             "gradient_steps": self.step,
             "evaluation": self.evaluation,
             "best_eval_success_once": self.best.success if self.evaluation is not None else None,
-            "verification": verification,
+            "verification": self.verification,
         }
 
     def _pool(self, agent: AWMLEAgent) -> CandidatePool | None:
@@ -180,6 +184,7 @@ class Stage1(Resumable):
             "evaluated": self.evaluated,
             **self.best.state_dict(),
             "evaluation": self.evaluation,
+            "verification": self.verification,
         }
 
     def check(self, state: Mapping[str, Any], where: str) -> None:
@@ -194,6 +199,7 @@ class Stage1(Resumable):
                 self.agent.load_training_state(state["training"])
             self.sampler.set_state(state["sampler"])
             self.evaluated, self.evaluation = state["evaluated"], state["evaluation"]
+            self.verification = state.get("verification")
             self.best.load_state_dict(state)
         restore_random_states(state["random"])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
 from collections import deque
@@ -88,20 +87,21 @@ class Stage2:
     def run(self) -> Path:
         """Train to ``total_timesteps``. Returns the run folder."""
         config = self.config
+        if self.offline is not None:
+            self.offline.prepare(Path(config.resume).expanduser() if config.resume is not None else None)
         folder = run_folder(config)
         state = Stage2State(self, folder)
         same = {"device": self.device.type, "base_fingerprint": self.base.fingerprint()}
         if self.offline is not None:
-            same["demonstrations"] = self.offline.digest
+            same |= self.offline.same()
         with training_run(STAGE2, state, config, folder, same) as run:
             note_other_task(self.base.info, config.env_id)
             if config.init_critic:
                 note_unknown_rewards(rewards_of(self.base))
-            if self.offline is not None:
-                run.waiting_for(functools.partial(self.offline.prepare, folder))
-                if run.resumed is None:
-                    numbers = {f"inversion_{name}": value for name, value in self.offline.report.items()}
-                    run.tracker.log("diag", numbers, self.counters.axes)
+            if self.offline is not None and run.resumed is None:
+                self.offline.keep(folder)
+                numbers = {f"inversion_{name}": value for name, value in self.offline.report.items()}
+                run.tracker.log("diag", numbers, self.counters.axes)
             self.health = HealthMonitor(config, folder)
             with self._environments() as (env, eval_env):
                 self._loop(run, state, env, eval_env)

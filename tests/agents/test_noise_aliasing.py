@@ -129,15 +129,17 @@ def test_distillation_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert agent.distillation_loss(features, latent).item() == pytest.approx(16.125)
 
 
-@pytest.mark.parametrize(("fraction", "from_actor"), [(0.0, 0), (0.5, 2), (1.0, 4)])
-def test_distillation_sees_latents_of_actor_and_prior(fraction: float, from_actor: int) -> None:
+@pytest.mark.parametrize(("fraction", "from_actor"), [(0.0, []), (0.5, [1, 3]), (1.0, [0, 1, 2, 3])])
+def test_distillation_sees_latents_of_actor_and_prior(fraction: float, from_actor: list[int]) -> None:
+    # Every other row, not the first half: those of demonstrations stand behind those of the replay buffer.
     steered = layout(2, 1, magnitude=1.5)
     agent = agent_of(NoiseAliasingAgent, DoublingPolicy(), steered, distill_actor_fraction=fraction)
     set_linear_policy(agent.actor, [9.0, 9.0], [0.0, 0.0])  # 1.5 tanh(9 / 1.5) is 1.5 but for 1e-4
     latent = agent.distillation_latents(random_batch(4, 1, 2))
     noise = torch.randn((4, 2), generator=seeded())  # the agent's first draw
-    assert bool((latent[:from_actor] > 1.49).all())
-    torch.testing.assert_close(latent[from_actor:], 1.5 * torch.tanh(noise[from_actor:] / 1.5))
+    others = [row for row in range(4) if row not in from_actor]
+    assert bool((latent[from_actor] > 1.49).all())
+    torch.testing.assert_close(latent[others], 1.5 * torch.tanh(noise[others] / 1.5))
 
 
 def test_actor_ascends_the_distilled_critic(monkeypatch: pytest.MonkeyPatch) -> None:

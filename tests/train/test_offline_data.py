@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import load_checkpoint
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.train.offline_data import OfflineData, check_invertible
+from dsrl_offpolicy.train.train_stage2_online import Stage2, settings
 
 FULL = LatentLayout("full", 4, 1, slice(1, 3), 2.0)
 
@@ -58,18 +61,26 @@ def test_the_share_falls_linearly() -> None:
     assert [found.share(steps) for steps in (0, 500, 1000, 5000)] == [0.5, 0.25, 0.0, 0.0]
 
 
+def refuse(policy: HalvingPolicy, layout: LatentLayout) -> None:
+    check_invertible(policy, layout, torch.device("cpu"), flag="demo_path", instead="leave it out")
+
+
 def test_what_cannot_be_inverted_is_refused_with_what_still_works() -> None:
     with pytest.raises(InputError, match="demo_path: HalvingPolicy cannot be inverted; leave it out"):
-        check_invertible(HalvingPolicy(), FULL, "demo_path", "leave it out")
+        refuse(HalvingPolicy(), FULL)
     with pytest.raises(InputError, match="steer_mode repeat"):
-        check_invertible(HalvingPolicy(), LatentLayout("repeat", 4, 1, slice(1, 3), 2.0), "demo_path", "x")
+        refuse(HalvingPolicy(), LatentLayout("repeat", 4, 1, slice(1, 3), 2.0))
 
     class Contextual(HalvingPolicy):
         def encode(self, obs):
             return Encoding(torch.as_tensor(obs).flatten(1), context="instruction")
 
     with pytest.raises(InputError, match="decodes from more than its features"):
-        check_invertible(Contextual(), FULL, "demo_path", "x")
+        refuse(Contextual(), FULL)
+    early = HalvingPolicy()
+    early.info = replace(early.info, executed_rows=slice(0, 2))  # though two frames are stacked
+    with pytest.raises(InputError, match="obs_horizon - 1 = 1 on, this one executes them from 0 on"):
+        refuse(early, FULL)
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +109,27 @@ def test_a_run_with_demonstrations_goes_on_to_the_bit(flags: str, tmp_path: Path
     wait_for_rows(process, stopped, 9)
     os.killpg(process.pid, signal.SIGTERM)
     assert finish(process)[0] == 143
+    config = stopped / "config.yaml"
+    text = config.read_text()
+    config.write_text(re.sub("demo_path: .*", "demo_path: null", text))
+    status, said = finish(start(f"--resume {stopped}"))
+    assert status == 2 and "the demonstrations changed since the run began" in said
+    config.write_text(text)
     status, said = finish(start(f"--resume {stopped}"))
     assert status == 0 and "turned into noise" not in said, said  # read from the run folder
     assert rows(stopped) == rows(whole)
     assert_same(content(stopped)["training"], content(whole)["training"], "training")
     assert torch.equal(content(stopped)["offline"], content(whole)["offline"])
+
+
+def test_who_stops_an_inversion_has_begun_no_run(flags, tmp_path, monkeypatch) -> None:
+    def stopped(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(OfflineData, "prepare", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        Stage2(settings([*flags.split(), "--out", str(tmp_path / "run")])).run()
+    assert not (tmp_path / "run").exists()
 
 
 def test_demonstrations_that_teach_nothing_are_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,15 @@ import torch
 from tiny_worlds import TASK, TINY_WIDTHS
 
 from dsrl_offpolicy import load_base_policy
+from dsrl_offpolicy.configs.jobs import Stage1Config
+from dsrl_offpolicy.contracts import MacroBatch
+from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation import choosing_start
 from dsrl_offpolicy.files.checkpoint import load_checkpoint
 from dsrl_offpolicy.models.latent_layout import squash
 from dsrl_offpolicy.train import stage1_starts
+from dsrl_offpolicy.train.offline_data import NoiseDemonstrations
+from dsrl_offpolicy.train.start import build_layout
 from dsrl_offpolicy.train.steering_files import load_steering
 
 SHORT = [
@@ -70,12 +76,12 @@ def test_auto_tries_everything_and_hands_over_what_was_best(stage1, planted, tin
     planted("noise_cloning, 8")
     folder, said = stage1("auto", "--demo_path", tiny_demos)
     choice = json.loads((folder / "summary.json").read_text())["choice"]
-    assert list(choice["trials"]) == [
-        "prior", "aw_mle", *(f"noise_cloning, {n} steps" for n in (2, 4, 8, 16)), "constant 1", "constant 2",
-    ]  # fmt: skip
+    cloned = [f"noise_cloning, {steps} steps" for steps in (2, 4, 8, 16)]
+    assert list(choice["trials"]) == ["prior", "w = 0", "aw_mle", *cloned, "constant 1", "constant 2"]
     assert choice["chosen"] == "noise_cloning, 8 steps" and "starts from noise_cloning, 8 steps" in said
-    # 8 candidates see 1 start, then the best 3 and the prior a second one; 16 env steps each.
-    assert choice["env_steps"] == (8 + 4) * 16 and f"took {choice['env_steps']} env steps" in said
+    # 8 candidates and the prior see 1 start, then the best 4 and the prior a second one; 16 env steps each. The
+    # best of the four is the last one left, and has seen as many starts as it may.
+    assert choice["env_steps"] == (9 + 5) * 16 and f"took {choice['env_steps']} env steps" in said
     assert choice["inversion"]["windows"] > 0
     policy, content = handed_over(folder, tiny_base)
     assert content["method"] == "noise_cloning, 8 steps"
@@ -124,3 +130,32 @@ def test_one_row_of_noise_for_all_cannot_be_cloned(run_command, tiny_base, tiny_
     assert "golden_ticket works without" in done.error_lines[-1]
     done = run_command(["stage1", "--method", "auto", "--out", tmp_path / "y", *argv])
     assert done.status == 0 and "auto does without noise cloning" in done.err
+
+
+def test_auto_goes_on_where_demonstrations_cannot_be_cloned(stage1, tiny_demos) -> None:
+    folder, said = stage1("auto", "--demo_path", tiny_demos, "--inversion_tolerance", 1e-12)
+    assert "auto does without noise cloning" in said
+    trials = json.loads((folder / "summary.json").read_text())["choice"]["trials"]
+    assert list(trials) == ["prior", "w = 0", "aw_mle", "constant 1", "constant 2"]
+
+
+def test_nothing_is_distilled_without_a_critic_and_that_is_said(run_command, tiny_base, tmp_path) -> None:
+    argv = ["--base", tiny_base, "--out", tmp_path / "x", "--distill_q", *SHORT]
+    done = run_command(["stage1", "--method", "golden_ticket", *argv])
+    assert done.status == 2 and "distill_q: expected method aw_mle or auto" in done.error_lines[-1]
+
+
+@pytest.mark.parametrize("episodes", [1, 3])
+def test_some_episode_is_left_to_clone_however_many_are_held_out(tiny_base, episodes) -> None:
+    base, config = load_base_policy(tiny_base), Stage1Config(held_out_fraction=0.9, cloning_iters=1)
+    layout = build_layout(base.info, config)
+    rows = torch.zeros(2 * episodes, base.info.feature_dim)
+    latent, value = torch.zeros(len(rows), layout.dim), torch.zeros(len(rows))
+    episode = torch.arange(episodes).repeat(2)
+    batch = MacroBatch(rows, latent, value, value, rows)
+    noise = NoiseDemonstrations(batch, torch.ones(len(rows), dtype=torch.bool), episode, {})
+    (snapshot,) = stage1_starts.cloned_policies(noise, base, layout, config, torch.device("cpu"))
+    assert snapshot.steps == 1 and math.isnan(snapshot.held_out_nll) == (episodes == 1)
+    none = NoiseDemonstrations(batch, torch.zeros(len(rows), dtype=torch.bool), episode, {})
+    with pytest.raises(InputError, match="all of them are left out"):
+        stage1_starts.cloned_policies(none, base, layout, config, torch.device("cpu"))
