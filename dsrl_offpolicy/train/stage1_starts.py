@@ -195,7 +195,7 @@ class StartChoice:
                 sources, PRIOR, evaluate, first=config.screening_episodes, last=config.choosing_episodes
             )
         trials = choice.rows()
-        for name in (PRIOR, choice.name):
+        for name in dict.fromkeys((PRIOR, choice.name)):
             row = trials[name]
             low, high = 100 * row["success_once_low"], 100 * row["success_once_high"]
             print(
