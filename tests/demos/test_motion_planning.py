@@ -58,6 +58,7 @@ def test_planned_files_have_the_layout_of_maniskill(planned):
     assert sorted(p.name for p in planned.parent.iterdir()) == ["pick.h5", "pick.json"]  # no parts remain
 
 
+@pytest.mark.slow
 def test_images_are_recorded_beside_the_states(run_command, tmp_path):
     path = tmp_path / "rgb.h5"
     flags = ["--obs_mode", "rgb", "--control_mode", "pd_joint_delta_pos", "--reward_mode", "sparse"]

@@ -46,7 +46,7 @@ class Chain:
         return json.loads((self.folder / stage / "summary.json").read_text())
 
 
-@pytest.fixture(scope="module", params=["state", "rgb"])
+@pytest.fixture(scope="module", params=["state", pytest.param("rgb", marks=pytest.mark.slow)])
 def chain(request, run_command, tmp_path_factory) -> Chain:
     """Demonstrations, Stages 0, 1, 2 and the table, each as small as it goes."""
     chain = Chain(request.param, tmp_path_factory.mktemp(request.param))
@@ -160,7 +160,6 @@ def _seeds_command(script: str, command: str, home: Path) -> subprocess.Complete
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("chain", ["state", pytest.param("rgb", marks=pytest.mark.slow)], indirect=True)
 def test_the_seeds_two_commands_over_a_published_checkpoint(chain, tmp_path):
     """Shortened in their counts (iterations, env steps, episodes), as a machine without a GPU needs it."""
     cameras, visual = (1, 8) if chain.mode == "rgb" else (0, 0)
