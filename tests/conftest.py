@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ def _check_shapes_at_run_time() -> None:
 
 
 _check_shapes_at_run_time()
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
