@@ -42,7 +42,7 @@ def main() -> int:
             ),
             gamma=config.gamma,
         )
-    envs = [make_vector_env(stage2.env_spec, config.num_envs) for _ in range(2)]
+    envs = [make_vector_env(stage2.online_env.training, config.num_envs) for _ in range(2)]
     for env in envs:
         env.reset(seed=0)
     for _ in range(100):

@@ -8,8 +8,7 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +22,6 @@ from dsrl_offpolicy.agents.optimization import adam_state, annealed
 from dsrl_offpolicy.analysis.curves import plot_online_run
 from dsrl_offpolicy.configs.jobs import PPOConfig
 from dsrl_offpolicy.envs.family import MacroVectorEnv
-from dsrl_offpolicy.envs.vector import make_evaluation_env, make_vector_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import EvaluationSummary
 from dsrl_offpolicy.files.checkpoint import check_weights
@@ -32,15 +30,15 @@ from dsrl_offpolicy.models.latent_policy import LatentPolicy
 from dsrl_offpolicy.models.latent_sources import policy_source
 from dsrl_offpolicy.models.layers import mlp
 from dsrl_offpolicy.registry import not_installed
-from dsrl_offpolicy.rollouts.base_env import base_env_spec, check_fit, training_env_spec
 from dsrl_offpolicy.rollouts.latent_env import LatentVectorEnv
 from dsrl_offpolicy.seeding import numpy_generator, restore_random_states
 from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.tracking.run import Run
 from dsrl_offpolicy.train.choosing import Best, evaluate
 from dsrl_offpolicy.train.command import command, config_of_run
+from dsrl_offpolicy.train.online_env import OnlineEnvironments
 from dsrl_offpolicy.train.run import PPO, Resumable, TrainingRun, run_folder, training_run
-from dsrl_offpolicy.train.start import build_layout, load_base, note_other_task, rewards_of, start_torch
+from dsrl_offpolicy.train.start import build_layout, load_base, note_other_task, start_torch
 from dsrl_offpolicy.train.steering_files import save_steering, start_actor, steering_content
 
 if TYPE_CHECKING:
@@ -86,12 +84,7 @@ class OnPolicy(Resumable):
         self.device = device = start_torch(config)
         self.base = load_base(config, device)
         check_plan(config)
-        self.env_spec = training_env_spec(config, self.base.info)
-        check_fit(self.base.info, self.env_spec)
-        ends = config.eval_end_on_success
-        self.evaluation_spec = base_env_spec(self.base.info, rewards_of(self.base), config, end_on_success=ends)
-        if config.eval_freq and config.train_episode_steps and config.max_episode_steps is None:
-            check_fit(self.base.info, self.evaluation_spec)  # its time limit is another
+        self.online_env = OnlineEnvironments(config, self.base)
         self.layout = build_layout(self.base.info, config)
         width, norm = self.base.info.feature_dim, config.critic_layer_norm
         self.actor = LatentPolicy(width, config.actor_hidden_dims, self.layout)
@@ -115,7 +108,7 @@ class OnPolicy(Resumable):
         same = {"device": self.device.type, "base_fingerprint": self.base.fingerprint()}
         with training_run(PPO, self, config, folder, same) as run:
             note_other_task(self.base.info, config.env_id)
-            with self._environments() as (env, eval_env):
+            with self.online_env.opened() as (env, eval_env):
                 self._loop(run, env, eval_env)
             run.tracker.write_summary(self._summary(run.tracker))
         plot_online_run(folder, {}, f"{config.env_id}, seed {config.seed}")
@@ -227,20 +220,6 @@ class OnPolicy(Resumable):
         row = tracker.log("train", {**told, **training}, self.counters.axes)
         shown = {"success": row["train_success"], "v_mean": row["v_mean"], "kl": row["kl"], "env/s": rate}
         progress.report(self.counters.env_steps, shown)
-
-    @contextmanager
-    def _environments(self) -> Iterator[tuple[MacroVectorEnv, MacroVectorEnv | None]]:
-        """Those to train in, and those to evaluate in."""
-        config = self.config
-        with ExitStack() as opened:
-            env = make_vector_env(self.env_spec, config.num_envs)
-            opened.callback(env.close)
-            eval_env = None
-            if config.eval_freq:
-                eval_env = make_evaluation_env(env, self.evaluation_spec, config.num_envs)
-            if eval_env is not None and eval_env is not env:
-                opened.callback(eval_env.close)
-            yield env, eval_env
 
     def _summary(self, tracker: Run) -> dict[str, Any]:
         last = self.last_evaluation

@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,8 @@ from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
 from dsrl_offpolicy.configs.loading import parse_job
 from dsrl_offpolicy.contracts import LatentSource, MacroBatch
 from dsrl_offpolicy.envs.family import MacroVectorEnv
-from dsrl_offpolicy.envs.vector import make_evaluation_env, make_vector_env
 from dsrl_offpolicy.evaluation.episodes import EvaluationSummary
 from dsrl_offpolicy.models.latent_sources import squashed_prior_source
-from dsrl_offpolicy.rollouts.base_env import base_env_spec, check_fit, training_env_spec
 from dsrl_offpolicy.rollouts.collector import Collected, Collector
 from dsrl_offpolicy.seeding import numpy_generator, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
@@ -34,6 +31,7 @@ from dsrl_offpolicy.tracking.run import Run
 from dsrl_offpolicy.train.choosing import Best, evaluate
 from dsrl_offpolicy.train.command import config_of_run, parsed_command
 from dsrl_offpolicy.train.offline_data import OfflineData
+from dsrl_offpolicy.train.online_env import OnlineEnvironments
 from dsrl_offpolicy.train.run import STAGE2, TrainingRun, run_folder, training_run
 from dsrl_offpolicy.train.stage2_learner import build_agent, check_plan, planned_steps
 from dsrl_offpolicy.train.stage2_state import Counters, Stage2State
@@ -56,12 +54,7 @@ class Stage2:
         self.device = device = start_torch(config)
         self.base = load_base(config, device)
         check_plan(config, self.base.info)
-        self.env_spec = training_env_spec(config, self.base.info)
-        check_fit(self.base.info, self.env_spec)
-        ends = config.eval_end_on_success
-        self.evaluation_spec = base_env_spec(self.base.info, rewards_of(self.base), config, end_on_success=ends)
-        if config.eval_freq and config.train_episode_steps and config.max_episode_steps is None:
-            check_fit(self.base.info, self.evaluation_spec)  # its time limit is another
+        self.online_env = OnlineEnvironments(config, self.base)
         self.agent = build_agent(config, self.base, device)
         self.buffer = MacroReplayBuffer(
             config.replay_buffer_size,
@@ -103,7 +96,7 @@ class Stage2:
                 numbers = {f"inversion_{name}": value for name, value in self.offline.report.items()}
                 run.tracker.log("diag", numbers, self.counters.axes)
             self.health = HealthMonitor(config, folder)
-            with self._environments() as (env, eval_env):
+            with self.online_env.opened() as (env, eval_env):
                 self._loop(run, state, env, eval_env)
             self.collector = None
             run.tracker.write_summary(self._summary(run.tracker))
@@ -258,20 +251,6 @@ class Stage2:
         took = time.monotonic() - start
         print(f"stage2: learner compiled in {took:.1f} s (torch keeps it for the next run)", file=sys.stderr)
         return compiled
-
-    @contextmanager
-    def _environments(self) -> Iterator[tuple[MacroVectorEnv, MacroVectorEnv | None]]:
-        """Those to train in, and those to evaluate in."""
-        config = self.config
-        with ExitStack() as opened:
-            env = make_vector_env(self.env_spec, config.num_envs)
-            opened.callback(env.close)
-            eval_env = None
-            if config.eval_freq:
-                eval_env = make_evaluation_env(env, self.evaluation_spec, config.num_envs)
-            if eval_env is not None and eval_env is not env:
-                opened.callback(eval_env.close)
-            yield env, eval_env
 
     def _collector(self, env: MacroVectorEnv) -> Collector:
         config = self.config
