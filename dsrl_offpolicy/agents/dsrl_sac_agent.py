@@ -3,11 +3,13 @@ Wagenmaker et al., 2025).
 
 Two regularisers share every line. With ``entropy`` the *cost* of a latent is ``log pi(w|s)``, in nats of w, the
 squash's Jacobian included: the bonus measures against the uniform distribution. With ``kl`` it is
-``KL(pi(.|s) || prior)`` in closed form: the bonus measures against the noise the base policy was trained with.
+``KL(pi(.|s) || anchor)`` in closed form. The anchor is the prior, the noise the base policy was trained with, or
+the policy of Stage 1 that the run starts from.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +29,7 @@ from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import check_weights
 from dsrl_offpolicy.files.plain import reading
 from dsrl_offpolicy.models.latent_layout import LatentLayout
-from dsrl_offpolicy.models.latent_policy import Gaussian, LatentPolicy
+from dsrl_offpolicy.models.latent_policy import Gaussian, LatentPolicy, kl_divergence
 from dsrl_offpolicy.models.latent_q_network import LatentCritic
 
 Regularizer = Literal["entropy", "kl"]
@@ -46,7 +48,10 @@ class SACConfig(SteeringConfig, LatentCriticConfig):
     tau: Rate = 0.005
     """Polyak rate of the target networks."""
     regularizer: Regularizer = "entropy"
-    """Entropy bonus (SAC), or KL to the prior."""
+    """Entropy bonus (SAC), or KL to the prior or the start (--kl_to)."""
+    kl_to: Literal["start", "prior"] = "start"
+    """What regularizer=kl measures to: the policy of --stage1_checkpoint, or the prior, which is the same without
+    one."""
     init_temperature: NotNegative = 0.1
     """Initial alpha."""
     learn_temperature: bool = True
@@ -54,7 +59,7 @@ class SACConfig(SteeringConfig, LatentCriticConfig):
     target_entropy: Finite | Literal["auto"] = "auto"
     """Target entropy in nats of w; auto is -0.5 * latent_dim."""
     target_kl: NotNegative = 10.0
-    """Target KL to the prior in nats, for regularizer=kl."""
+    """Target KL in nats, for regularizer=kl."""
     backup_entropy: bool = True
     """Count the regulariser in the TD target."""
 
@@ -66,6 +71,8 @@ class Networks(NamedTuple):
     online: Callable[[Tensor, Tensor], Tensor]
     target: Callable[[Tensor, Tensor], Tensor]
     alpha: Tensor
+    anchor: Callable[[Tensor], Gaussian] | None = None
+    """What KL is measured to; None is the prior."""
 
 
 class DSRLSACAgent(SteeringAgent):
@@ -112,6 +119,8 @@ class DSRLSACAgent(SteeringAgent):
         log_alpha = math.log(temperature) if temperature > 0 else -math.inf
         self.log_alpha = nn.Parameter(torch.tensor(log_alpha), requires_grad=learned)
         self.to(device)
+        self.anchor: LatentPolicy | None = None
+        self.anchored = config.regularizer == "kl" and config.kl_to == "start"
         self.polyak_tau = config.tau
         self.regularizer = config.regularizer
         self.target_entropy = -0.5 * layout.dim if config.target_entropy == "auto" else config.target_entropy
@@ -132,7 +141,12 @@ class DSRLSACAgent(SteeringAgent):
     @property
     def networks(self) -> Networks:
         """The agent's own."""
-        return Networks(self.actor, self.critic.online, self.critic.target, self.alpha)
+        return Networks(self.actor, self.critic.online, self.critic.target, self.alpha, self.anchor)
+
+    def started(self) -> None:
+        """Keep the actor as it is for what KL is measured to, where the settings say so."""
+        if self.anchored:
+            self.anchor = copy.deepcopy(self.actor).requires_grad_(False)
 
     @property
     def cost_target(self) -> float:
@@ -169,7 +183,8 @@ class DSRLSACAgent(SteeringAgent):
             latent, log_prob = self.actor.sample(dist, noise)
             value = self.lower_bound(networks.target(batch.next_obs_features, latent))
             if self.backup_entropy:
-                value = value - networks.alpha * self._cost(dist, log_prob)
+                kl = self._kl(dist, batch.next_obs_features, networks)
+                value = value - networks.alpha * self._cost(kl, log_prob)
             target = batch.reward + batch.discount * value
         q = networks.online(batch.obs_features, batch.latent)
         error = q - target
@@ -198,7 +213,8 @@ class DSRLSACAgent(SteeringAgent):
         dist = networks.actor(batch.obs_features)
         latent, log_prob = self.actor.sample(dist, noise)
         q = networks.online(batch.obs_features, latent).amin(0)
-        cost = self._cost(dist, log_prob)
+        kl = self._kl(dist, batch.obs_features, networks)
+        cost = self._cost(kl, log_prob)
         loss = (networks.alpha * cost - q).mean()
         return (
             loss,
@@ -206,7 +222,7 @@ class DSRLSACAgent(SteeringAgent):
                 "actor_loss": loss.detach(),
                 "alpha": networks.alpha,
                 "entropy": -log_prob.detach().mean(),
-                "kl": self.actor.kl_to_prior(dist).detach().mean(),
+                "kl": kl.detach().mean(),
             },
             cost.detach(),
         )
@@ -250,6 +266,8 @@ class DSRLSACAgent(SteeringAgent):
                 Nothing is loaded.
         """
         with reading("resume: training", "the state of a learner"):
+            if not any(name.startswith("anchor.") for name in state["networks"]):
+                self.anchor = None  # saved before there was another anchor than the prior
             learned = len(state["actor_optimizer"]["param_groups"]) == 2
             if learned != self.log_alpha.requires_grad:
                 raise InputError(f"learn_temperature: expected {learned} as when saved")
@@ -266,8 +284,13 @@ class DSRLSACAgent(SteeringAgent):
         shape = (len(batch.reward), self.layout.dim)
         return torch.randn(shape, generator=self.generator, device=batch.reward.device)
 
-    def _cost(self, dist: Gaussian, log_prob: Tensor) -> Tensor:
-        return self.actor.kl_to_prior(dist) if self.regularizer == "kl" else log_prob
+    def _kl(self, dist: Gaussian, features: Tensor, networks: Networks) -> Tensor:
+        if networks.anchor is None:
+            return self.actor.kl_to_prior(dist)
+        return kl_divergence(dist, networks.anchor(features))
+
+    def _cost(self, kl: Tensor, log_prob: Tensor) -> Tensor:
+        return kl if self.regularizer == "kl" else log_prob
 
 
 @contextmanager

@@ -52,11 +52,9 @@ class LatentPolicyGradientAgent(DSRLSACAgent):
     @property
     def networks(self) -> Networks:
         """The agent's own, of latents by way of the actions that they decode to."""
-        return Networks(
-            self.actor,
-            lambda s, w: self.critic.online(s, self.decoder(s, w)),
-            lambda s, w: self.critic.target(s, self.decoder(s, w)),
-            self.alpha,
+        return super().networks._replace(
+            online=lambda s, w: self.critic.online(s, self.decoder(s, w)),
+            target=lambda s, w: self.critic.target(s, self.decoder(s, w)),
         )
 
     def compiled(self, batch_size: int) -> Update | None:

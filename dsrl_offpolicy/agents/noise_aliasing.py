@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsrl_offpolicy.agents.decoded_actions import ActionCriticConfig, ActionDecoder
-from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent, Networks
+from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent
 from dsrl_offpolicy.agents.steering_agent import Metrics
 from dsrl_offpolicy.configs.ranges import Share
 from dsrl_offpolicy.contracts import BasePolicy, MacroBatch
@@ -83,11 +83,9 @@ class NoiseAliasingAgent(DSRLSACAgent):
         """Return ``sum_j mean (Q^A_j(s, a) - y)^2``, with a the executed actions and
         ``y = reward + discount * min_j Qbar^A_j(s', base(s', w'))``, plus :meth:`distillation_loss`."""
         actions = self.executed_actions(batch)
-        networks = Networks(
-            self.actor,
-            lambda s, w: self.action_critic.online(s, actions),
-            lambda s, w: self.action_critic.target(s, self.decoder(s, w)),
-            self.alpha,
+        networks = self.networks._replace(
+            online=lambda s, w: self.action_critic.online(s, actions),
+            target=lambda s, w: self.action_critic.target(s, self.decoder(s, w)),
         )
         loss, metrics = self.critic_terms(batch, self.draw_noise(batch), networks)
         distillation = self.distillation_loss(batch.obs_features, self.distillation_latents(batch))

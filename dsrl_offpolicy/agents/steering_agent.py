@@ -66,6 +66,9 @@ class SteeringAgent(nn.Module, ABC):
         self.generator = generator
         self.critic = None
 
+    def started(self) -> None:
+        """Be told that ``actor`` has been given the weights of Stage 1. Nothing follows from it by default."""
+
     @abstractmethod
     def update(self, batch: MacroBatch, *, update_actor: bool = True) -> Metrics:
         """Take one gradient step; without ``update_actor`` only the critic's. Return detached scalars."""

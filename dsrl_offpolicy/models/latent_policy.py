@@ -35,6 +35,14 @@ class Gaussian(NamedTuple):
     log_sigma: Float[Tensor, "B L"]
 
 
+def kl_divergence(p: Gaussian, q: Gaussian) -> Float[Tensor, " B"]:
+    """Return KL(p || q) in nats, closed form: of the latents before the squash and, since that is a bijection,
+    of those after it."""
+    log_ratio = p.log_sigma - q.log_sigma
+    distance = (p.mean - q.mean) * torch.exp(-q.log_sigma)
+    return 0.5 * (distance.square() + torch.exp(2 * log_ratio) - 1 - 2 * log_ratio).sum(-1)
+
+
 class LatentPolicy(nn.Module):
     """``u ~ N(mu(s), sigma(s)^2)``, ``w = b tanh(u / b)`` with b = ``layout.magnitude``.
 

@@ -76,6 +76,7 @@ def _start_from_stage1(
     agent: SteeringAgent, config: Stage2LoopConfig, path: Path, base: BasePolicy, device: torch.device
 ) -> None:
     content = start_actor(agent.actor, path, base, device)
+    agent.started()
     if not config.init_critic or agent.critic is None:
         return
     if "critic" not in content:
