@@ -22,6 +22,7 @@ def test_an_environment_without_images(run_command):
 
 
 @pytest.mark.maniskill
+@pytest.mark.slow
 def test_a_maniskill_task_in_both_modes(maniskill, run_command):
     done = run_command(["doctor", "env", "--env_id", "LiftPegUpright-v1", "--seconds", 0.2])
     assert done.status == 0, done.err

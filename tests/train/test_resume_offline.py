@@ -129,6 +129,7 @@ class TestStage0:
 
 @pytest.mark.maniskill
 @pytest.mark.usefixtures("maniskill")
+@pytest.mark.slow
 def test_either_part_of_stage0_on_images_goes_on_to_the_bit(tmp_path, monkeypatch) -> None:
     """4 steps for the encoder, 4 for everything else."""
     demos, folder, whole = tmp_path / "demos.h5", tmp_path / "run", tmp_path / "whole"
