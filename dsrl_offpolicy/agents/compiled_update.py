@@ -20,7 +20,6 @@ from torch.func import functional_call, grad
 from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent, Networks
 from dsrl_offpolicy.agents.steering_agent import Metrics
 from dsrl_offpolicy.contracts import MacroBatch
-from dsrl_offpolicy.models.latent_policy import Gaussian
 
 Weights = dict[str, Tensor]
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
@@ -44,7 +43,6 @@ class TrainingTensors:
     actor: Weights
     online: Weights
     target: Weights
-    anchor: Weights | None
     log_alpha: Tensor
     actor_moments: Moments
     critic_moments: Moments
@@ -113,18 +111,13 @@ class _Step:
         agent = self.agent
         alpha = tensors.log_alpha.exp()
 
-        def anchor(features: Tensor) -> Gaussian:
-            assert agent.anchor is not None and tensors.anchor is not None
-            found: Gaussian = functional_call(agent.anchor, tensors.anchor, (features,))
-            return found
-
         def networks(actor: Weights, online: Weights) -> Networks:
             return Networks(
                 lambda s: functional_call(agent.actor, actor, (s,)),
                 lambda s, w: functional_call(agent.critic.online, online, (s, w)),
                 lambda s, w: functional_call(agent.critic.target, tensors.target, (s, w)),
                 alpha,
-                anchor if tensors.anchor is not None else None,
+                agent.anchor,
             )
 
         def critic_loss(online: Weights) -> tuple[Tensor, Metrics]:
@@ -183,7 +176,6 @@ def _tensors_of(agent: DSRLSACAgent, *, copies: bool) -> TrainingTensors:
         weights(agent.actor),
         weights(agent.critic.online),
         weights(agent.critic.target),
-        weights(agent.anchor) if agent.anchor is not None else None,
         own(agent.log_alpha),
         moments(agent.actor_optimizer, 0),
         moments(agent.critic_optimizer, 0),

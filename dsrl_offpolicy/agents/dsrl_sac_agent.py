@@ -183,8 +183,9 @@ class DSRLSACAgent(SteeringAgent):
             latent, log_prob = self.actor.sample(dist, noise)
             value = self.lower_bound(networks.target(batch.next_obs_features, latent))
             if self.backup_entropy:
-                kl = self._kl(dist, batch.next_obs_features, networks)
-                value = value - networks.alpha * self._cost(kl, log_prob)
+                is_kl = self.regularizer == "kl"
+                cost = self._kl(dist, batch.next_obs_features, networks) if is_kl else log_prob
+                value = value - networks.alpha * cost
             target = batch.reward + batch.discount * value
         q = networks.online(batch.obs_features, batch.latent)
         error = q - target
@@ -214,7 +215,7 @@ class DSRLSACAgent(SteeringAgent):
         latent, log_prob = self.actor.sample(dist, noise)
         q = networks.online(batch.obs_features, latent).amin(0)
         kl = self._kl(dist, batch.obs_features, networks)
-        cost = self._cost(kl, log_prob)
+        cost = kl if self.regularizer == "kl" else log_prob
         loss = (networks.alpha * cost - q).mean()
         return (
             loss,
@@ -266,15 +267,17 @@ class DSRLSACAgent(SteeringAgent):
                 Nothing is loaded.
         """
         with reading("resume: training", "the state of a learner"):
-            if not any(name.startswith("anchor.") for name in state["networks"]):
-                self.anchor = None  # saved before there was another anchor than the prior
             learned = len(state["actor_optimizer"]["param_groups"]) == 2
             if learned != self.log_alpha.requires_grad:
                 raise InputError(f"learn_temperature: expected {learned} as when saved")
-            check_weights(self, state["networks"], "resume: networks")
+            anchor = {name: w for name, w in self.state_dict().items() if name.startswith("anchor.")}
+            has_anchor = any(name in state["networks"] for name in anchor)  # runs of earlier versions have none
+            check_weights(self, ({} if has_anchor else anchor) | state["networks"], "resume: networks")
             actor = adam_state(self.actor_optimizer, state["actor_optimizer"], "resume: actor_optimizer")
             critic = adam_state(self.critic_optimizer, state["critic_optimizer"], "resume: critic_optimizer")
             self.generator.set_state(state["generator"].cpu())
+        if not has_anchor:
+            self.anchor = None
         self.load_state_dict(state["networks"])
         self.actor_optimizer.load_state_dict(actor)
         self.critic_optimizer.load_state_dict(critic)
@@ -288,9 +291,6 @@ class DSRLSACAgent(SteeringAgent):
         if networks.anchor is None:
             return self.actor.kl_to_prior(dist)
         return kl_divergence(dist, networks.anchor(features))
-
-    def _cost(self, kl: Tensor, log_prob: Tensor) -> Tensor:
-        return kl if self.regularizer == "kl" else log_prob
 
 
 @contextmanager

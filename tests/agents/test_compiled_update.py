@@ -83,6 +83,30 @@ def test_the_two_updates_take_over_from_each_other() -> None:
     assert_same_state(mixed, plain)
 
 
+def test_the_compiled_update_knows_the_anchor_and_the_one_that_is_loaded() -> None:
+    agents = [golden.make_agent("kl") for _ in range(2)]
+    for agent in agents:
+        with torch.no_grad():
+            agent.actor.net[-1].bias.add_(0.3)
+        agent.started()
+    compiled, plain = agents
+    update = CompiledUpdate(compiled, golden.BATCH)
+    found, expected = (run(a, u, range(8)) for a, u in ((compiled, update), (plain, plain.update)))
+    assert_rows(found, expected)
+    kl = [row["kl"] for row in found if "kl" in row]
+    assert kl[0] == pytest.approx(0.0, abs=1e-6) and kl[-1] > 0
+    assert_same_state(compiled, plain)
+    other = golden.make_agent("kl")
+    with torch.no_grad():
+        other.actor.net[-1].bias.add_(0.6)
+    other.started()
+    for agent in agents:
+        agent.load_training_state(other.training_state())
+    found, expected = (run(a, u, range(8, 14)) for a, u in ((compiled, update), (plain, plain.update)))
+    assert_rows(found, expected)
+    assert_same_state(compiled, plain)
+
+
 def test_a_fixed_temperature_is_left_alone() -> None:
     agent = golden.make_agent("entropy")
     agent.log_alpha.requires_grad_(False)
