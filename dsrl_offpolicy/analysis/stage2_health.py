@@ -268,23 +268,23 @@ def _entropy(config: Stage2Config, rows: Sequence[Row]) -> Verdict:
 
 
 def actor_moves(config: Stage2Config, rows: Sequence[Row]) -> Verdict:
-    """A policy that stays the prior has not moved; nor has one whose KL to the prior stays about what it was while
-    the temperature moves to bring it elsewhere.
+    """A policy that stays what its KL is measured to has not moved; nor has one whose KL stays about what it was
+    while the temperature moves to bring it elsewhere.
 
     The KL of a batch varies with its states, so that of a frozen actor is not one number: quarters are compared.
-    With a fixed temperature nothing says where the policy should be, and only one that stays the prior is named.
+    With a fixed temperature nothing says where the policy should be, and only one that stays there is named.
     """
-    expected = "kl to the prior follows where the temperature wants it"
+    expected = "kl follows where the temperature wants it"
     if len(rows) < ENOUGH_ROWS:
         return too_early("actor_moves", expected, len(rows))
     course, alphas = quarters(rows, "kl"), [max(value, 1e-12) for value in quarters(rows, "alpha")]
-    is_prior = max(row["kl"] for row in rows) < MOVED_KL
+    at_anchor = max(row["kl"] for row in rows) < MOVED_KL
     asked = max(alphas) >= ALPHA_MOVED * min(alphas) and target(config, rows).ok is not False
     moved = max(course) - min(course)
     still = max(course) < STILL * min(course) and moved < PROGRESS * _distance_to_target(config, rows)
     text = f"kl {number(course[0])} -> {number(course[3])}, alpha {number(alphas[0])} -> {number(alphas[3])}"
     remedy = "the actor is frozen: check actor_lr and actor_update_every"
-    ok = not is_prior and not (asked and still)
+    ok = not at_anchor and not (asked and still)
     return judge("actor_moves", ok, text, expected, remedy, first=course[0], last=course[3])
 
 

@@ -93,8 +93,9 @@ class LatentPolicy(nn.Module):
         return self.squash(u), self.log_prob(dist, u)
 
     def kl_to_prior(self, dist: Gaussian) -> Float[Tensor, " B"]:
-        """Return KL(pi(.|s) || prior), closed form: the squash is a bijection and cancels."""
-        return 0.5 * (dist.mean.square() + torch.exp(2 * dist.log_sigma) - 1 - 2 * dist.log_sigma).sum(-1)
+        """Return KL(pi(.|s) || prior), as :func:`kl_divergence`: before the squash the prior is N(0, I)."""
+        zero = torch.zeros_like(dist.mean)
+        return kl_divergence(dist, Gaussian(zero, zero))
 
     @torch.no_grad()
     def act(
