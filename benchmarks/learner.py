@@ -1,7 +1,7 @@
 """Gradient steps per second of our learner against SAC of Stable-Baselines3 and SBX, and against matrix products.
 
     pip install -e ".[peers]"
-    python benchmarks/learner.py [--widths 256 512] [--batches 256] [--threads 1] [--json FILE]
+    python benchmarks/learner.py [--widths 256 512] [--batches 256] [--threads 1] [--device cpu] [--json FILE]
 
 One process, held to as many CPUs as threads; all learners in turn, `--repeats` times, medians. Every gradient step
 of every learner samples its batch from a full replay buffer and updates twin critics, actor, temperature and
@@ -64,23 +64,37 @@ def products(width: int, batch: int, heads: int = 2, latent: int = ROWS * ACTION
     return heads * critic + actor
 
 
-def matrix_limit(width: int, batch: int, steps: int) -> Callable[[], None]:
+def finished(device: str) -> None:
+    """Wait for what torch has queued on the device."""
+    import torch
+
+    if device != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def matrix_limit(width: int, batch: int, steps: int, device: str) -> Callable[[], None]:
     """Runs the products of ``steps`` updates."""
     import torch
 
     shapes = products(width, batch)
-    tensors = {s: (torch.randn(s[0], s[1]), torch.randn(s[1], s[2]), torch.empty(s[0], s[2])) for s in set(shapes)}
+    tensors = {
+        (m, k, n): (
+            torch.randn(m, k, device=device), torch.randn(k, n, device=device), torch.empty(m, n, device=device)
+        )
+        for m, k, n in set(shapes)
+    }  # fmt: skip
 
     def run() -> None:
         for _ in range(steps):
             for shape in shapes:
                 left, right, out = tensors[shape]
                 torch.mm(left, right, out=out)
+        finished(device)
 
     return run
 
 
-def our_agent(width: int, *, layers: int = LAYERS, heads: int = 2, rows: int = ROWS) -> Any:
+def our_agent(width: int, *, layers: int = LAYERS, heads: int = 2, rows: int = ROWS, device: str = "cpu") -> Any:
     """Our agent of the shapes above."""
     import torch
 
@@ -93,39 +107,40 @@ def our_agent(width: int, *, layers: int = LAYERS, heads: int = 2, rows: int = R
         actor_lr=3e-4, critic_lr=3e-4, temp_lr=3e-4,
     )  # fmt: skip
     layout = LatentLayout("full", rows, ACTION_DIM, slice(0, rows), 2.0)
-    return DSRLSACAgent(config, FEATURES, layout, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator(device).manual_seed(0)
+    return DSRLSACAgent(config, FEATURES, layout, generator=generator, device=device)
 
 
-def filled_buffer(latent_dim: int, stored: int = STORED) -> Any:
+def filled_buffer(latent_dim: int, stored: int = STORED, device: str = "cpu") -> Any:
     """A replay buffer of ours, full of noise."""
     import torch
 
     from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
     from dsrl_offpolicy.contracts import MacroTransitions
 
-    generator = torch.Generator().manual_seed(0)
-    buffer = MacroReplayBuffer(stored, FEATURES, latent_dim, generator=generator)
-    ended = torch.zeros(stored, dtype=torch.bool)
+    generator = torch.Generator(device).manual_seed(0)
+    buffer = MacroReplayBuffer(stored, FEATURES, latent_dim, generator=generator, device=device)
+    ended = torch.zeros(stored, dtype=torch.bool, device=device)
     buffer.add(
         MacroTransitions(
-            obs_features=torch.randn(stored, FEATURES),
-            latent=torch.randn(stored, latent_dim).clamp(-2, 2),
-            reward=torch.randn(stored),
-            next_obs_features=torch.randn(stored, FEATURES),
+            obs_features=torch.randn(stored, FEATURES, device=device),
+            latent=torch.randn(stored, latent_dim, device=device).clamp(-2, 2),
+            reward=torch.randn(stored, device=device),
+            next_obs_features=torch.randn(stored, FEATURES, device=device),
             terminated=ended,
             truncated=ended,
-            n_steps=torch.full((stored,), 8, dtype=torch.int32),
+            n_steps=torch.full((stored,), 8, dtype=torch.int32, device=device),
         ),
         gamma=0.99,
     )
     return buffer
 
 
-def ours(width: int, batch: int, steps: int, compiled: bool) -> Callable[[], None]:
+def ours(width: int, batch: int, steps: int, device: str, compiled: bool) -> Callable[[], None]:
     """Our learner."""
     from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
 
-    agent, buffer = our_agent(width), filled_buffer(ROWS * ACTION_DIM)
+    agent, buffer = our_agent(width, device=device), filled_buffer(ROWS * ACTION_DIM, device=device)
     update: Callable[..., Any] = agent.update
     if compiled:
         start = time.monotonic()
@@ -135,12 +150,13 @@ def ours(width: int, batch: int, steps: int, compiled: bool) -> Callable[[], Non
     def run() -> None:
         for _ in range(steps):
             update(buffer.sample(batch))
+        finished(device)
 
     return run
 
 
-def peer(name: str, width: int, batch: int, steps: int) -> Callable[[], None]:
-    """SAC of Stable-Baselines3 (torch) or SBX (JAX), on spaces of the same dimensions."""
+def peer(name: str, width: int, batch: int, steps: int, device: str) -> Callable[[], None]:
+    """SAC of Stable-Baselines3 (torch) or SBX (JAX), on spaces of the same dimensions, buffer on the host."""
     import gymnasium as gym
     import numpy as np
     from stable_baselines3.common.logger import configure
@@ -160,7 +176,7 @@ def peer(name: str, width: int, batch: int, steps: int) -> Callable[[], None]:
 
         options["layer_norm"] = name == "SBX, layer_norm"
     model = SAC(
-        "MlpPolicy", Spaces(), policy_kwargs=options, batch_size=batch, buffer_size=STORED, device="cpu", seed=0
+        "MlpPolicy", Spaces(), policy_kwargs=options, batch_size=batch, buffer_size=STORED, device=device, seed=0
     )
     model.set_logger(configure(None, []))
     rng = np.random.default_rng(0)
@@ -175,16 +191,18 @@ def peer(name: str, width: int, batch: int, steps: int) -> Callable[[], None]:
             import jax
 
             jax.block_until_ready((model.policy.qf_state.params, model.policy.actor_state.params))
+        else:
+            finished(device)
 
     return run
 
 
-def measure(width: int, batch: int, steps: int, repeats: int) -> dict[str, float]:
+def measure(width: int, batch: int, steps: int, repeats: int, device: str) -> dict[str, float]:
     """Medians of gradient steps per second, of the limit and of every learner that can be imported."""
     runs: dict[str, Callable[[], None]] = {
-        "limit": matrix_limit(width, batch, steps),
-        "ours": ours(width, batch, steps, compiled=False),
-        "ours, compiled": ours(width, batch, steps, compiled=True),
+        "limit": matrix_limit(width, batch, steps, device),
+        "ours": ours(width, batch, steps, device, compiled=False),
+        "ours, compiled": ours(width, batch, steps, device, compiled=True),
     }
     for name, module in (
         ("Stable-Baselines3", "stable_baselines3"),
@@ -192,7 +210,7 @@ def measure(width: int, batch: int, steps: int, repeats: int) -> dict[str, float
         ("SBX", "sbx"),
     ):
         if importlib.util.find_spec(module):
-            runs[name] = peer(name, width, batch, steps)
+            runs[name] = peer(name, width, batch, steps, device)
         else:
             print(f"{name}: left out, {module} is not installed (pip install -e '.[peers]')", file=sys.stderr)
     rates: dict[str, list[float]] = {name: [] for name in runs}
@@ -214,19 +232,23 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20, help="gradient steps per turn")
     parser.add_argument("--repeats", type=int, default=15, help="turns of every learner")
+    parser.add_argument("--device", default="cpu", help="of all learners and of the limit: cpu or cuda")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     arguments = parser.parse_args()
     # Before any library starts its threads; JAX has no other way to be held to one.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-arguments.threads :])
+    os.environ["JAX_PLATFORMS"] = arguments.device
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     import torch
 
     torch.set_num_threads(arguments.threads)
     rows = []
     for width in arguments.widths:
         for batch in arguments.batches:
-            found = measure(width, batch, arguments.steps, arguments.repeats)
+            found = measure(width, batch, arguments.steps, arguments.repeats, arguments.device)
             limit = found.pop("limit")
-            print(f"\nwidth {width}, batch {batch}, {arguments.threads} thread(s); limit {limit:.1f} updates/s")
+            where = f"{arguments.threads} thread(s), {arguments.device}"
+            print(f"\nwidth {width}, batch {batch}, {where}; limit {limit:.1f} updates/s")
             print(f"{'learner':<20}{'steps/s':>9}{'of limit':>10}  activation, normalisation")
             for name, rate in found.items():
                 print(f"{name:<20}{rate:>9.1f}{rate / limit:>10.2f}  {TRAITS[name]}")
@@ -236,6 +258,7 @@ def main() -> int:
                         "width": width,
                         "batch": batch,
                         "threads": arguments.threads,
+                        "device": arguments.device,
                         "steps_per_second": round(rate, 2),
                         "fraction_of_limit": round(rate / limit, 4),
                     }

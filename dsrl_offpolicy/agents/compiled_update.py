@@ -62,7 +62,9 @@ class CompiledUpdate:
 
     def __init__(self, agent: DSRLSACAgent, batch_size: int) -> None:
         self.agent = agent
-        self._graph: Any = torch.compile(_Step(agent), dynamic=False)
+        # On CUDA the reordering of loops dies of an assertion in torch 2.11; the CPU's kernels gain from it.
+        options: Any = None if agent.log_alpha.device.type == "cpu" else {"loop_ordering_after_fusion": False}
+        self._graph: Any = torch.compile(_Step(agent), dynamic=False, options=options)
         self._tensors = _tensors_of(agent, copies=True)
         self._bound: Tensor | None = None
         zeros = torch.zeros(batch_size, agent.layout.dim, device=agent.log_alpha.device)
