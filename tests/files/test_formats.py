@@ -82,7 +82,7 @@ def moved(folder: Path, tmp_path: Path) -> Path:
 
 def test_an_interrupted_run_goes_on_to_its_end(folder, moved, run_command):
     before = (moved / "metrics.jsonl").read_text()
-    done = run_command(["stage2", "--resume", moved])
+    done = run_command(["stage2", "--resume", moved, "--device", "cpu"])  # where they were made
     assert done.status == 0, done.err
     assert (moved / "metrics.jsonl").read_text().startswith(before)
     counters = stored(moved / "checkpoints" / "last.pt")["counters"]

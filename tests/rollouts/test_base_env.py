@@ -18,6 +18,10 @@ ARM = Stage2Config(env_id="arm", env_family="strange_worlds:Robots")
 def test_a_policy_that_knows_its_image_size_steers_a_family_without_such_a_setting():
     spec = task_env_spec(INFO, ARM)
     assert (spec.obs_mode, spec.image_size) == ("rgb", None)
+
+
+@pytest.mark.usefixtures("maniskill")
+def test_a_family_with_an_image_size_is_given_the_policys():
     assert task_env_spec(INFO, Stage2Config(env_id="PickCube-v1", env_family="maniskill")).image_size == (4, 4)
 
 
