@@ -24,6 +24,7 @@ ROWS = {
     "base": "base policy (prior noise)",
     "w = 0": "control: w = 0",
     "best of 16 constants": "control: best of 16 constant noise vectors",
+    "best of 32 by Q^A": "control: best of 32 draws by Q^A, state by state",
     "stage1": "Stage 1, deterministic",
     "stage1_stochastic": "Stage 1, stochastic",
     "stage2": "**Stage 2, deterministic**",

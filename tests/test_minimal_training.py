@@ -211,8 +211,8 @@ def test_stage2_counts_env_steps_of_all_environments(chain):
 
 def test_the_evaluation_table_compares_base_controls_and_policies(chain):
     names = [
-        "base (prior noise)", "w = 0", "best of 2 constants", "stage1 deterministic", "stage1 stochastic",
-        "stage2 deterministic", "stage2 stochastic",
+        "base (prior noise)", "w = 0", "best of 2 constants", "best of 32 by Q^A", "stage1 deterministic",
+        "stage1 stochastic", "stage2 deterministic", "stage2 stochastic",
     ]  # fmt: skip
     rows = json.loads((chain.evaluation / "evaluation.json").read_text())
     assert [row["policy"] for row in rows] == names

@@ -26,13 +26,13 @@ from dsrl_offpolicy.evaluation.episodes import (
     summarise,
 )
 from dsrl_offpolicy.evaluation.intervals import Interval
-from dsrl_offpolicy.models.latent_sources import constant_source, policy_source, prior_source
+from dsrl_offpolicy.models.latent_sources import best_of_source, constant_source, policy_source, prior_source
 from dsrl_offpolicy.rollouts.base_env import base_env_spec, check_fit
 from dsrl_offpolicy.seeding import torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.tracking.run import Run, create_run_folder
 from dsrl_offpolicy.train.command import command
-from dsrl_offpolicy.train.start import load_base, note_other_task, rewards_of, start_torch
+from dsrl_offpolicy.train.start import decodes_from_features, load_base, note_other_task, rewards_of, start_torch
 from dsrl_offpolicy.train.steering_files import load_steering
 
 
@@ -60,6 +60,8 @@ def run(config: EvalConfig) -> Path:
 def _sources(config: EvalConfig, base: BasePolicy, device: torch.device) -> dict[str, LatentSource]:
     zeros = torch.zeros(base.info.latent_shape, device=device)
     sources = {"base (prior noise)": prior_source(), "w = 0": constant_source(zeros)}
+    if config.best_of and base.critic is not None and decodes_from_features(base, device):
+        sources[f"best of {config.best_of} by Q^A"] = best_of_source(base, config.best_of)
     for stage, path in (("stage1", config.stage1_checkpoint), ("stage2", config.stage2_checkpoint)):
         if path is not None:
             policy, _ = load_steering(path, stage, f"{stage}_checkpoint", base, device)

@@ -117,6 +117,8 @@ class Stage0Config(DemonstrationsConfig, OfflineConfig, SimulatorConfig):
     """Factor on rewards, stored with Q^A."""
     end_on_success: bool = True
     """Cut demonstrations at their first success, which counts as a termination."""
+    successes_only: bool = False
+    """Learn from the demonstrations that succeed alone: behaviour cloning of successes, a baseline."""
     total_iters: Steps = 5000
     """Gradient steps."""
     batch_size: Several = 256
@@ -353,6 +355,9 @@ class EvalConfig(JobConfig, EvaluationConfig, BasePolicyConfig):
     """Constant noise vectors to screen for the control "best constant"; 0 omits it."""
     screening_episodes: Count = 10
     """Episodes per screened vector, on starts that no row reports."""
+    best_of: CountOrNone = 32
+    """Draws of the prior of which Q^A takes the best in each state: the control "best of N by Q^A". 0 omits it;
+    a base policy without Q^A has no such row."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,13 @@
-"""Ways to choose latents: the prior, a constant, a latent policy."""
+"""Ways to choose latents: the prior, the best of several draws, a constant, a latent policy."""
 
 from __future__ import annotations
+
+import hashlib
 
 import torch
 from torch import Tensor
 
-from dsrl_offpolicy.contracts import LatentSource
+from dsrl_offpolicy.contracts import BasePolicy, Encoding, LatentSource
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.models.latent_policy import LatentPolicy
 
@@ -15,6 +17,34 @@ def prior_source() -> LatentSource:
 
     def choose(features: Tensor, noise: Tensor) -> Tensor:
         return noise
+
+    return choose
+
+
+def best_of_source(base: BasePolicy, count: int) -> LatentSource:
+    """Return best-of-N: of ``count`` draws of the prior, the one whose chunk Q^A's least head values most.
+
+    The noise given is the first draw, and seeds the others: which policy runs beside this one does not matter.
+
+    Args:
+        base: decodes from features alone, and has a Q^A.
+        count: N; 1 is the base policy.
+    """
+    critic = base.critic
+    assert critic is not None
+
+    def draws(noise: Tensor) -> Tensor:
+        seed = int.from_bytes(hashlib.blake2b(noise.cpu().numpy().tobytes(), digest_size=8).digest()) >> 1
+        others = torch.randn((count - 1, *noise.shape), generator=torch.Generator().manual_seed(seed))
+        return torch.cat([noise[None], others.to(noise)])
+
+    @torch.no_grad()
+    def choose(features: Tensor, noise: Tensor) -> Tensor:
+        candidates = torch.stack([draws(row) for row in noise])
+        repeated = features.repeat_interleave(count, 0)
+        chunks = base.decode(Encoding(repeated), candidates.flatten(0, 1))
+        value = critic.q_values(repeated, chunks[:, critic.rows]).amin(0).view(len(noise), count)
+        return candidates[torch.arange(len(noise), device=noise.device), value.argmax(1)]
 
     return choose
 

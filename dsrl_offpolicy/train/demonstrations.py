@@ -87,6 +87,21 @@ def load_demonstrations(
     return demos
 
 
+def successes_of(demos: Demonstrations) -> Demonstrations:
+    """Return the demonstrations that succeed.
+
+    Raises:
+        InputError: none does.
+    """
+    found = tuple(t for t in demos.trajectories if t.success.any())
+    if not found:
+        raise InputError(
+            f"successes_only: expected at least one demonstration that succeeds, got none of "
+            f"{len(demos.trajectories)} in {demos.path}"
+        )
+    return replace(demos, trajectories=found)
+
+
 def demonstrations_digest(config: DemonstratedJob) -> str:
     """Hash the job's demonstrations: a resumed run must find the same."""
     assert config.demo_path is not None

@@ -15,7 +15,7 @@ from dsrl_offpolicy.base_policies.inversion import invert_windows
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.buffers.offline_transitions import OfflineTransitions, joined
 from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
-from dsrl_offpolicy.contracts import BasePolicy, MacroBatch, RewardTerms, observation_tensors
+from dsrl_offpolicy.contracts import BasePolicy, Encoding, MacroBatch, RewardTerms
 from dsrl_offpolicy.demos.trajectory import Demonstrations
 from dsrl_offpolicy.demos.windows import Windows
 from dsrl_offpolicy.errors import InputError
@@ -24,6 +24,7 @@ from dsrl_offpolicy.files.plain import reading
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.seeding import torch_generator
 from dsrl_offpolicy.train.demonstrations import demonstrations_digest, encode_windows, load_policy_windows
+from dsrl_offpolicy.train.start import decodes_from_features
 
 FILE, KIND = "offline.pt", "offline_transitions"
 """In the run folder: the inverted demonstrations."""
@@ -53,13 +54,11 @@ def check_invertible(
             f"{flag}: demonstrations are cut for policies that execute rows from obs_horizon - 1 = {newest} on, "
             f"this one executes them from {first} on; {instead}"
         )
-    with torch.no_grad():
-        encoding = base.encode(observation_tensors(base.example_observation(1), device))
-    if encoding.context is not None:
+    if not decodes_from_features(base, device):
         raise InputError(f"{flag}: this base policy decodes from more than its features; {instead}")
-    rows, width = base.info.action_shape
+    encoding = Encoding(torch.zeros(1, base.info.feature_dim, device=device))
     try:
-        base.invert(encoding, encoding.features.new_zeros(1, rows, width))
+        base.invert(encoding, encoding.features.new_zeros(1, *base.info.action_shape))
     except NotImplementedError as error:
         raise InputError(f"{flag}: {error}; {instead}") from error
 

@@ -31,6 +31,7 @@ from dsrl_offpolicy.train.demonstrations import (
     demonstrations_digest,
     encode_demonstrations,
     load_demonstrations,
+    successes_of,
     to_batch,
     window_spec,
 )
@@ -58,6 +59,8 @@ class Stage0(Resumable):
             reward_mode=config.reward_mode,
             poses=True,
         )
+        if config.successes_only:
+            self.demos = successes_of(self.demos)
         self.spec = spec = base_spec(config, self.demos)
         self.windows = cut_windows(
             self.demos.trajectories,

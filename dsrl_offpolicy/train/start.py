@@ -11,7 +11,7 @@ from dsrl_offpolicy.base_policies.loading import load_base_policy
 from dsrl_offpolicy.base_policies.shortcut_flow import DEFAULT_WEIGHTS
 from dsrl_offpolicy.configs.loading import check_ranges
 from dsrl_offpolicy.configs.shared import BasePolicyConfig, JobConfig, SteeringConfig
-from dsrl_offpolicy.contracts import BasePolicy, PolicyInfo, RewardTerms
+from dsrl_offpolicy.contracts import BasePolicy, PolicyInfo, RewardTerms, observation_tensors
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.seeding import seed_everything
@@ -76,6 +76,12 @@ def load_base(config: BasePolicyConfig, device: torch.device) -> BasePolicy:
 def rewards_of(base: BasePolicy) -> RewardTerms:
     """Return the rewards that a base policy's critic learned; unknown ones without a critic."""
     return base.critic.rewards if base.critic is not None else RewardTerms()
+
+
+def decodes_from_features(base: BasePolicy, device: torch.device) -> bool:
+    """Return whether features alone decode, without a context that nobody keeps; tried on one example."""
+    with torch.no_grad():
+        return base.encode(observation_tensors(base.example_observation(1), device)).context is None
 
 
 def note_other_task(info: PolicyInfo, env_id: str) -> None:
