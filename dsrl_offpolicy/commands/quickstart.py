@@ -94,7 +94,7 @@ def _run_stages(config: QuickstartConfig, folder: Path, tracker: Run) -> dict[st
         STAGE2, train_stage2_online.run,
         _training(
             Stage2Config, "stage2_online.yaml", "stage2", config, folder,
-            awsc_checkpoint=base, stage1_checkpoint=stage1_checkpoint,
+            demo_path=demo_path, awsc_checkpoint=base, stage1_checkpoint=stage1_checkpoint,
         ),
     )  # fmt: skip
     _note_done(tracker, 4)
