@@ -29,7 +29,10 @@ def assert_went_on_as_the_whole_run(folder: Path, whole: Path) -> None:
     assert json.loads((folder / "summary.json").read_text())["env_steps"] >= 1600
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],  # one handler takes both
+)
 def test_a_stopped_run_is_saved_and_goes_on_to_the_bit(reach_base, whole, tmp_path, number, status) -> None:
     folder = tmp_path / "run"
     process = start(f"{FLAGS} --awsc_checkpoint {reach_base} --out {folder}")
@@ -93,7 +96,7 @@ def test_a_stop_during_an_evaluation_is_heard_and_the_evaluation_made_up_for(rea
     assert content(folder)["counters"]["env_steps"] == 16 and content(folder)["next_evaluation"] == 0
 
 
-@pytest.mark.parametrize("macro_step", [7, 12])
+@pytest.mark.parametrize("macro_step", [pytest.param(7, marks=pytest.mark.slow), 12])
 def test_an_evaluation_that_was_stopped_is_the_first_thing_that_goes_on(
     reach_base, whole, tmp_path, macro_step
 ) -> None:
