@@ -300,14 +300,10 @@ def _narrow_demos(files: Files) -> Path:
 NEEDS_MANISKILL = "a control mode to which no plan is converted"
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, marks=pytest.mark.usefixtures("maniskill")) if case == NEEDS_MANISKILL else case
-        for case in BAD_INPUT
-    ],
-)
-def test_bad_input_is_one_line_and_status_2_and_touches_nothing(run_command, files, case):
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_line_and_status_2_and_touches_nothing(run_command, files, case, request):
+    if case == NEEDS_MANISKILL:
+        request.getfixturevalue("maniskill")
     make, words = BAD_INPUT[case]
     argv = make(files)
     before = snapshot(files.here)
