@@ -198,7 +198,13 @@ def _encode_stacks(demos: Demonstrations, rows: np.ndarray, policy: BasePolicy, 
                     assert held is not None
                     images[owners == owner] = held.read(frames.ravel()).reshape(*frames.shape, *demos.image_shape)
                 obs = {"state": state, "rgb": torch.from_numpy(images).to(device)}
-            parts.append(policy.encode(obs).features)
+            try:
+                parts.append(policy.encode(obs).features)
+            except KeyError as error:
+                raise InputError(
+                    f"demo_path: the base policy reads the observation {error}, "
+                    "demonstrations hold states and images alone"
+                ) from error
     return torch.cat(parts)
 
 

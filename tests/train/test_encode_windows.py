@@ -12,6 +12,7 @@ from tiny_worlds import HalvingPolicy
 from dsrl_offpolicy.contracts import Encoding
 from dsrl_offpolicy.demos.trajectory import Demonstrations, Trajectory
 from dsrl_offpolicy.demos.windows import WindowSpec, cut_windows
+from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.train import demonstrations
 from dsrl_offpolicy.train.demonstrations import encode_windows
 
@@ -68,3 +69,14 @@ def test_a_policy_of_whole_stacks_gets_the_same_features(images, at_once, monkey
     assert policy.encoded == (7 if at_once == 4 else 1)  # 2 stacks of 2 frames at once, or all
     mixed = np.random.default_rng(1).permutation(13)
     assert torch.equal(encode_windows(demos, windows.rows[mixed], policy, torch.device("cpu")), frames[mixed])
+
+
+def test_a_policy_that_reads_more_than_demonstrations_hold_is_told_what():
+    class Instructed(_Stacks):
+        def encode(self, obs):
+            return Encoding(obs["instruction"])
+
+    demos = _demos(True)
+    rows = cut_windows(demos.trajectories, "", WindowSpec(2, 4, 2, 0.9, "sparse", 1.0, True)).rows
+    with pytest.raises(InputError, match="demo_path: the base policy reads the observation 'instruction'"):
+        encode_windows(demos, rows, Instructed(), torch.device("cpu"))
