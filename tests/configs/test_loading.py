@@ -28,8 +28,9 @@ JOBS = {
     "eval.yaml": jobs.EvalConfig,
     "quickstart.yaml": jobs.QuickstartConfig,
     "doctor_env.yaml": jobs.DoctorEnvConfig,
+    "probe.yaml": jobs.ProbeConfig,
 }
-NAMES = ("demos", "pretrain", "stage1", "stage2", "ppo", "eval", "quickstart", "doctor env")
+NAMES = ("demos", "pretrain", "stage1", "stage2", "ppo", "eval", "quickstart", "doctor env", "probe")
 JOB_OF_COMMAND = dict(zip(NAMES, JOBS.values(), strict=True))
 
 
