@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dsrl_offpolicy.base_policies.contract import CONTRACT
 from dsrl_offpolicy.contracts import BasePolicy, Encoding, Observation
 from dsrl_offpolicy.errors import InputError, NonFiniteError
 
@@ -116,7 +115,10 @@ def measure_noise_effect(
     first = base.decode(encoding, drawn[0])
     repeated = _largest(first, base.decode(encoding, drawn[0]))
     if repeated > TOLERANCE:
-        raise InputError(f"base policy: the same noise decoded to actions {repeated:.2g} apart; {CONTRACT}")
+        raise InputError(
+            f"base policy: the same noise decoded to actions {repeated:.2g} apart on observations of episodes; "
+            "steering needs a policy that is deterministic given its noise"
+        )
     alone = [base.decode(base.encode(obs), drawn[0, i : i + 1]) for i, obs in enumerate(observations)]
 
     def executed(noise: Tensor) -> Tensor:
