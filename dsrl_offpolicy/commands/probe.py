@@ -104,9 +104,9 @@ def _invert(config: ProbeConfig, base: BasePolicy, device: torch.device) -> dict
     rewards = replace(rewards_of(base), reward_mode="sparse")  # those of the file are not asked for
     demos, windows = load_policy_windows(config, config.demo_path.expanduser(), base, rewards)
     try:
-        check_invertible(base, layout, device, flag="demo_path", instead="Stage 2 works without")
+        check_invertible(base, layout, device, flag="demo_path", instead="Stage 2 works without them")
     except InputError as error:
-        return str(error)
+        return str(error).removeprefix("demo_path: ")
     features = encode_windows(demos, windows.rows, base, device)
     chunks = torch.as_tensor(windows.chunks, dtype=torch.float32, device=device)
     generator = torch_generator(config.seed, "inversion", device)
