@@ -24,6 +24,10 @@ COMMANDS = {
     "eval": ("dsrl_offpolicy.commands.evaluate", "evaluate base policy, controls and latent policies"),
 }
 TOOLS = {
+    "probe": (
+        "dsrl_offpolicy.commands.probe",
+        "does a base policy depend on its noise, and what is there to gain?",
+    ),
     "compare": (
         "dsrl_offpolicy.commands.compare",
         "RUN_DIR...: compare Stage 2 runs over seeds, with intervals",

@@ -12,10 +12,11 @@ import torch
 FIRST_EVALUATION_SEED = 1_000_000
 FIRST_CHOOSING_SEED = 1_500_000
 FIRST_STARTING_SEED = 1_750_000
+FIRST_PROBING_SEED = 1_875_000
 """The blocks of episode seeds, nowhere else written. Below the first: training and demonstrations. From it on: the
 starts on which results are reported. From the second on: the starts on which the best checkpoint or a constant
-latent is chosen. From the third on: those on which Stage 1 chooses what Stage 2 starts from. What was chosen on a
-start looks better on it than it is."""
+latent is chosen. From the third on: those on which Stage 1 chooses what Stage 2 starts from. From the fourth on:
+those of a probe. What was chosen on a start looks better on it than it is."""
 
 
 def derive_seed(seed: int, stream: str) -> int:

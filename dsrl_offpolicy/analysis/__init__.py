@@ -1,1 +1,1 @@
-"""Read run folders, finished or not: health checks, learning curves, comparisons over seeds."""
+"""Read run folders, finished or not: health checks, learning curves, comparisons over seeds; and probes."""

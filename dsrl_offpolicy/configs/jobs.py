@@ -32,6 +32,7 @@ from dsrl_offpolicy.configs.ranges import (
 )  # fmt: skip
 from dsrl_offpolicy.configs.shared import (
     BasePolicyConfig,
+    ComputeConfig,
     DemonstrationsConfig,
     EvaluationConfig,
     InvertedDemonstrationsConfig,
@@ -399,5 +400,23 @@ class DoctorEnvConfig:
     """Renderer of ManiSkill's images; auto follows sim_backend."""
     seconds: Positive = 3.0
     """Seconds to step for each measurement."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig(ComputeConfig, SimulatorConfig, InvertedDemonstrationsConfig, BasePolicyConfig):
+    """dsrl probe: does a base policy depend on its noise, and how much is there to gain from steering it?"""
+
+    episodes: Count = 40
+    """Most episodes per row. Those of constants end early where the comparison with the prior is decided."""
+    constants: CountOrNone = 8
+    """Constant noise vectors to compare with the prior, besides w = 0."""
+    states: Count = 32
+    """Observations of the prior's episodes on which actions are measured."""
+    noises: Several = 16
+    """Noises per such observation."""
+    action_magnitude: Positive = 2.0
+    """b of Stage 2: with --demo_path, the share of the inverted noise beyond it is told."""
     json: bool = False
     """Print JSON."""

@@ -16,17 +16,23 @@ ObsMode = Literal["state", "rgb"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobConfig:
-    """What every job has."""
+class ComputeConfig:
+    """What everything has that computes with torch."""
 
     seed: Index = 1
     """Seed of networks, sampling and environments."""
-    out: Path | None = None
-    """Run folder, which must not exist yet. Default: runs/<job>-<env_id>-seed<seed>."""
     device: str = "auto"
     """Torch device; auto takes CUDA where there is one."""
     torch_threads: Threads = 1
     """Threads of the learner; every environment process has its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig(ComputeConfig):
+    """What every job has."""
+
+    out: Path | None = None
+    """Run folder, which must not exist yet. Default: runs/<job>-<env_id>-seed<seed>."""
 
 
 @dataclass(frozen=True, kw_only=True)

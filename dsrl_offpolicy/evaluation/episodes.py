@@ -14,7 +14,12 @@ from dsrl_offpolicy.contracts import BasePolicy, Encoding, LatentSource, observa
 from dsrl_offpolicy.envs.family import MacroVectorEnv
 from dsrl_offpolicy.errors import NonFiniteError
 from dsrl_offpolicy.evaluation.intervals import Interval, mean_interval, wilson_interval
-from dsrl_offpolicy.seeding import FIRST_CHOOSING_SEED, FIRST_EVALUATION_SEED, FIRST_STARTING_SEED
+from dsrl_offpolicy.seeding import (
+    FIRST_CHOOSING_SEED,
+    FIRST_EVALUATION_SEED,
+    FIRST_PROBING_SEED,
+    FIRST_STARTING_SEED,
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,11 @@ def choosing_seeds(episodes: int) -> list[int]:
 def starting_seeds(episodes: int) -> list[int]:
     """Return the starts on which Stage 1 chooses its policy: nothing else is chosen or reported on them."""
     return list(range(FIRST_STARTING_SEED, FIRST_STARTING_SEED + episodes))
+
+
+def probing_seeds(episodes: int) -> list[int]:
+    """Return the starts on which a probe compares: nothing else is chosen or reported on them."""
+    return list(range(FIRST_PROBING_SEED, FIRST_PROBING_SEED + episodes))
 
 
 def summarise(outcomes: Sequence[EpisodeOutcome]) -> EvaluationSummary:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dsrl_offpolicy.agents.awsc import DemoBatch
-from dsrl_offpolicy.configs.jobs import Stage0Config, Stage1Config, Stage2LoopConfig
+from dsrl_offpolicy.configs.jobs import ProbeConfig, Stage0Config, Stage1Config, Stage2LoopConfig
 from dsrl_offpolicy.contracts import BasePolicy, Observation, PolicyInfo, RewardTerms
 from dsrl_offpolicy.demos.format import find_format, read_demonstrations
 from dsrl_offpolicy.demos.trajectory import Demonstrations, check_info
@@ -25,7 +25,7 @@ from dsrl_offpolicy.files.plain import reading
 from dsrl_offpolicy.rollouts.base_env import control_mode_of
 from dsrl_offpolicy.train.start import rewards_of
 
-DemonstratedJob = Stage0Config | Stage1Config | Stage2LoopConfig
+DemonstratedJob = Stage0Config | Stage1Config | Stage2LoopConfig | ProbeConfig
 
 ENCODED_AT_ONCE = 256
 """Frames in one call of an image encoder."""
@@ -233,7 +233,7 @@ def to_batch(windows: Windows, table: Tensor) -> DemoBatch:
 
 
 def load_policy_windows(
-    config: Stage1Config | Stage2LoopConfig, path: Path, base: BasePolicy, rewards: RewardTerms
+    config: Stage1Config | Stage2LoopConfig | ProbeConfig, path: Path, base: BasePolicy, rewards: RewardTerms
 ) -> tuple[Demonstrations, Windows]:
     """Read the demonstrations in ``path``, once they fit a base policy, and cut its windows.
 

@@ -10,7 +10,7 @@ import torch
 from dsrl_offpolicy.base_policies.loading import load_base_policy
 from dsrl_offpolicy.base_policies.shortcut_flow import DEFAULT_WEIGHTS
 from dsrl_offpolicy.configs.loading import check_ranges
-from dsrl_offpolicy.configs.shared import BasePolicyConfig, JobConfig, SteeringConfig
+from dsrl_offpolicy.configs.shared import BasePolicyConfig, ComputeConfig, SteeringConfig
 from dsrl_offpolicy.contracts import BasePolicy, PolicyInfo, RewardTerms, observation_tensors
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.models.latent_layout import LatentLayout
@@ -18,7 +18,7 @@ from dsrl_offpolicy.seeding import seed_everything
 from dsrl_offpolicy.tracking.sink import find_sinks
 
 
-def start_torch(config: JobConfig) -> torch.device:
+def start_torch(config: ComputeConfig) -> torch.device:
     """Check the settings, seed, set threads, choose the device: how every job begins.
 
     Raises:

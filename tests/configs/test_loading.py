@@ -12,7 +12,7 @@ import yaml
 
 import dsrl_offpolicy
 from dsrl_offpolicy.agents.stage2_config import Stage2Config
-from dsrl_offpolicy.cli import COMMANDS
+from dsrl_offpolicy.cli import COMMANDS, TOOLS
 from dsrl_offpolicy.commands.quickstart import SCALED
 from dsrl_offpolicy.configs import jobs
 from dsrl_offpolicy.configs.loading import check_ranges, override, parse_job, to_plain
@@ -28,8 +28,9 @@ JOBS = {
     "eval.yaml": jobs.EvalConfig,
     "quickstart.yaml": jobs.QuickstartConfig,
     "doctor_env.yaml": jobs.DoctorEnvConfig,
+    "probe.yaml": jobs.ProbeConfig,
 }
-NAMES = ("demos", "pretrain", "stage1", "stage2", "ppo", "eval", "quickstart", "doctor env")
+NAMES = ("demos", "pretrain", "stage1", "stage2", "ppo", "eval", "quickstart", "doctor env", "probe")
 JOB_OF_COMMAND = dict(zip(NAMES, JOBS.values(), strict=True))
 
 
@@ -216,7 +217,7 @@ def _read_setting(node: ast.AST) -> str | None:
     return node.attr if isinstance(node, ast.Attribute) else getattr(node.slice, "value", None)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, "probe"])
 def test_every_setting_is_read_by_its_own_job(command):
     """A setting that no code reads is a flag that does nothing: each must be read as ``config.<name>`` in the
     job's own module, in its parts or in those that all jobs share."""
@@ -229,7 +230,7 @@ def test_every_setting_is_read_by_its_own_job(command):
         "tracking.sink",
         "tracking.sinks.wandb",
     )
-    for module in (COMMANDS[command][0], *(f"dsrl_offpolicy.{name}" for name in shared)):
+    for module in ({**COMMANDS, **TOOLS}[command][0], *(f"dsrl_offpolicy.{name}" for name in shared)):
         tree = ast.parse(Path(import_module(module).__file__).read_text())
         for node in ast.walk(tree):
             read |= {name for name in (_read_setting(node),) if name is not None}
