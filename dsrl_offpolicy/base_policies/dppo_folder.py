@@ -173,7 +173,7 @@ def read_spec(folder: Path, flag: str) -> DPPOSpec:
             raise InputError(
                 f"{where}: expected a diffusion policy of states with an MLP or a U-Net, got {target}"
             )
-    _check_sampler(model, where)
+    _check_sampler(model, content, where)
     values = {**content, **network, **model}
     if "activation_type" in network:
         values["activation"] = network["activation_type"]
@@ -190,14 +190,14 @@ def read_spec(folder: Path, flag: str) -> DPPOSpec:
     return spec
 
 
-def _check_sampler(model: Mapping[str, Any], where: str) -> None:
+def _check_sampler(model: Mapping[str, Any], content: Mapping[str, Any], where: str) -> None:
     """Refuse what is not deterministic given the noise, or predicts something else."""
     for name, expected, default, why in (
         ("use_ddim", True, False, "DDPM draws noise in every step; add ddim_steps too"),
         ("predict_epsilon", True, True, "only networks that predict noise are sampled by DDIM"),
         ("ddim_discretize", "uniform", "uniform", "other spacings are unknown"),
     ):
-        if model.get(name, default) != expected:
+        if _resolved(model.get(name, default), content) != expected:
             got = shown(model[name]) if name in model else "none"
             raise InputError(f"{where}: model.{name}: expected {shown(expected)}, got {got}: {why}")
 

@@ -113,7 +113,7 @@ def invert_by_gradient(
         actions: whole chunks.
         start: latents to try first; need not be finite.
         steps: of Adam.
-        rate: of Adam.
+        rate: of Adam; falls linearly to 0.
         settled: error below which a window is left as it is.
 
     Returns:
@@ -139,7 +139,8 @@ def invert_by_gradient(
         least[rows[better]], best[rows[better]] = error[better], latent[better]
         first = first.lerp(gradient, 0.1)
         second = second.lerp(gradient.square(), 0.001)
-        latent = latent - rate * (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+        falling = rate * (1 - (step - 1) / steps)
+        latent = latent - falling * (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
     return best, least
 
 
