@@ -131,7 +131,9 @@ def weights_of(content: Any, weights: str | None, where: str) -> tuple[list[str]
     if not isinstance(held, Mapping):
         raise InputError(f"{where}: expected an entry {name!r} of tensors, got {shown(held)}")
     known = PARTS if fine_tuned else ("network",)
-    for key in held:
+    for key, value in held.items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"{where}: tensor {shown(key)}: expected a tensor, got {shown(value)}")
         if not isinstance(key, str) or key.split(".")[0] not in known:
             raise InputError(f"{where}: tensor {shown(key)}: expected one of {', '.join(known)}, got another")
         if key.startswith("network.backbone."):

@@ -217,6 +217,19 @@ def test_weights_that_do_not_fit(tmp_path: Path, change: Callable[[dict], object
     assert said in message and "checkpoint.pt" in message and message.startswith("base: ")
 
 
+STRANGE = [torch.ones(()), torch.ones(0), torch.ones(2, 3, 5, 7), torch.ones(3, dtype=torch.long), "text", None]
+
+
+@pytest.mark.parametrize("name", ["residual_mlp", "cond_mlp", "unet_small_encoder", "plain_mlp_hist2"])
+def test_no_tensor_of_another_kind_is_a_traceback(tmp_path: Path, name: str) -> None:
+    folder = copied(GOLDEN / name, tmp_path)
+    content = torch.load(folder / "checkpoint.pt", weights_only=True)
+    for i, tensor in enumerate(dict(content["ema"])):
+        damaged = {**content["ema"], tensor: STRANGE[i % len(STRANGE)]}
+        torch.save({**content, "ema": damaged}, folder / "checkpoint.pt")
+        assert "checkpoint.pt" in refusal(folder), tensor
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
