@@ -112,6 +112,7 @@ BASE_POLICIES = Registry(
     "dsrl_offpolicy.base_policies",
     {
         "awsc": "dsrl_offpolicy.base_policies.awsc:PublishedPolicy",
+        "dppo": "dsrl_offpolicy.base_policies.dppo:DPPOPolicy",
         "shortcut_flow": "dsrl_offpolicy.base_policies.shortcut_flow:ShortcutFlowPolicy",
     },
 )

@@ -33,7 +33,7 @@ def load_base_policy(
         flag: the setting to name in an error.
         options: what the file does not say; those that are None are left out. A published AWSC checkpoint takes
             ``weights``, ``obs_horizon``, ``pred_horizon``, ``act_horizon`` and ``denoising_steps``. Our own files
-            know them, and an option may only repeat what they say.
+            know them, and an option may only repeat what they say. For DPPO's see ``DPPOPolicy.load``.
 
     Raises:
         InputError: an unknown kind; a file that is missing, damaged, no base policy, or does not fit the options;

@@ -155,10 +155,11 @@ class BasePolicyConfig:
     awsc_checkpoint: Path | None = None
     """Older name of --base, for files."""
     weights: str = "ema_agent.velocity_net"
-    """Weights of a published checkpoint to use: {agent,ema_agent}.{velocity_net,velocity_net_ema}."""
+    """Weights of a published checkpoint to use: {agent,ema_agent}.{velocity_net,velocity_net_ema};
+    of DPPO's ema, model, actor or actor_ft."""
     obs_horizon: Count | None = None
     """Stacked frames. Only for published checkpoints, which do not store it; default 2."""
     pred_horizon: Count | None = None
     """Rows of a chunk. Only for published checkpoints, which do not store it; default 16."""
     act_horizon: Count | None = None
-    """Rows that are executed. Only for published checkpoints; default: what Q^A takes (8 in most)."""
+    """Rows that are executed. Only for published checkpoints (default: what Q^A takes, 8 in most) and DPPO's."""

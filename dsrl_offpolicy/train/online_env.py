@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 from dsrl_offpolicy.configs.jobs import PPOConfig, Stage2LoopConfig
 from dsrl_offpolicy.contracts import BasePolicy
@@ -25,7 +26,10 @@ class OnlineEnvironments:
         self.training = training_env_spec(config, base.info)
         check_fit(base.info, self.training)
         ends = config.eval_end_on_success
-        self.evaluation = base_env_spec(base.info, rewards_of(base), config, end_on_success=ends)
+        rewards = rewards_of(base)
+        if rewards.reward_mode is None:  # sparse ones would ask every environment for success
+            rewards = replace(rewards, reward_mode=config.reward_mode)
+        self.evaluation = base_env_spec(base.info, rewards, config, end_on_success=ends)
         if config.eval_freq and config.train_episode_steps and config.max_episode_steps is None:
             check_fit(base.info, self.evaluation)  # its time limit is another
 
