@@ -6,7 +6,7 @@ import csv
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,10 @@ def run(config: EvalConfig) -> Path:
     """Evaluate and write ``evaluation.csv`` and ``evaluation.json``; prints the table. Returns the run folder."""
     device = start_torch(config)
     base = load_base(config, device)
-    env_spec = base_env_spec(base.info, rewards_of(base), config, end_on_success=config.eval_end_on_success)
+    rewards = rewards_of(base)
+    if config.reward_mode is not None:
+        rewards = replace(rewards, reward_mode=config.reward_mode)
+    env_spec = base_env_spec(base.info, rewards, config, end_on_success=config.eval_end_on_success)
     check_fit(base.info, env_spec)
     sources = _sources(config, base, device)
     folder = create_run_folder(config.out, f"dsrl_offpolicy_eval-{config.env_id}-seed{config.seed}")

@@ -350,6 +350,8 @@ class EvalConfig(JobConfig, EvaluationConfig, BasePolicyConfig):
     """Latent policy of Stage 1 to evaluate."""
     stage2_checkpoint: Path | None = None
     """Latent policy of Stage 2 to evaluate."""
+    reward_mode: RewardMode | None = None
+    """Rewards that returns add up; default: those of Q^A, or sparse. Without success in an environment: dense."""
     episodes: Count = 100
     """Episodes per row."""
     constants: CountOrNone = 16

@@ -1,4 +1,4 @@
-"""A policy of DPPO, steered by ``dsrl stage2`` on Gymnasium's Hopper."""
+"""A policy of DPPO, steered and evaluated on Gymnasium's Hopper."""
 
 from __future__ import annotations
 
@@ -27,6 +27,19 @@ def test_a_run_trains_and_evaluates(run_command: Callable, tmp_path: Path) -> No
     # Hopper pays 1 for every step on its feet: a dense return is above 0, where a sparse one would be below.
     assert returns and min(returns) > 0
     assert any("critic_loss" in row for row in rows)
+
+
+def test_a_table_without_success_needs_its_rewards(run_command: Callable, tmp_path: Path) -> None:
+    out = tmp_path / "table"
+    argv = ["eval", "--base", f"dppo:{GOLDEN}", "--env_id", "Hopper-v4", "--episodes", 2, "--constants", 0]
+    argv += ["--num_envs", 1, "--max_episode_steps", 20, "--out", out]
+    done = run_command(argv)
+    assert done.status == 2 and "reward_mode: expected dense for Hopper-v4" in done.error_lines[-1]
+    done = run_command([*argv, "--reward_mode", "dense"])
+    assert done.status == 0, done.err
+    rows = {row["policy"]: row for row in json.loads((out / "evaluation.json").read_text())}
+    assert set(rows) == {"base (prior noise)", "w = 0"}  # without Q^A there is no best of N
+    assert all(row["episode_return"] > 0 for row in rows.values())
 
 
 @pytest.mark.parametrize(
