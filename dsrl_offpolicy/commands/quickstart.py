@@ -90,11 +90,14 @@ def _run_stages(config: QuickstartConfig, folder: Path, tracker: Run) -> dict[st
     )  # fmt: skip
     _note_done(tracker, 3)
     stage1_checkpoint = stage1 / "checkpoints" / "last.pt"
+    succeeded = json.loads((stage0 / "summary.json").read_text())["demonstration_success"] > 0
+    if not (succeeded or (folder / "stage2").exists()):
+        print("note: no demonstration succeeds; Stage 2 learns from its own episodes alone", file=sys.stderr)
     stage2 = _stage(
         STAGE2, train_stage2_online.run,
         _training(
             Stage2Config, "stage2_online.yaml", "stage2", config, folder,
-            demo_path=demo_path, awsc_checkpoint=base, stage1_checkpoint=stage1_checkpoint,
+            demo_path=demo_path if succeeded else None, awsc_checkpoint=base, stage1_checkpoint=stage1_checkpoint,
         ),
     )  # fmt: skip
     _note_done(tracker, 4)

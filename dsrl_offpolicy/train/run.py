@@ -320,7 +320,10 @@ def load_state(
     if stage.kept and state["collector"] is None:
         raise ended
     if state["device"] != same["device"]:
-        raise InputError(f"device: expected {state['device']}, where the run began, got {same['device']}")
+        raise InputError(
+            f"device: expected {state['device']}, where the run began, got {same['device']}; "
+            f"set device: {state['device']} in the run's config.yaml"
+        )
     _refuse_other_settings(state.get("settings"), config, folder)
     for name, what in BEGAN_WITH.items():
         if state.get(name) != same.get(name):

@@ -74,6 +74,7 @@ def moved(folder: Path, tmp_path: Path) -> Path:
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     config = tmp_path / "stage2" / "config.yaml"
     settings = yaml.safe_load(config.read_text())
+    settings["device"] = "cpu"  # where they were made
     for name in ("awsc_checkpoint", "stage1_checkpoint"):
         settings[name] = str(tmp_path / settings[name])
     config.write_text(yaml.safe_dump(settings))
@@ -82,7 +83,7 @@ def moved(folder: Path, tmp_path: Path) -> Path:
 
 def test_an_interrupted_run_goes_on_to_its_end(folder, moved, run_command):
     before = (moved / "metrics.jsonl").read_text()
-    done = run_command(["stage2", "--resume", moved, "--device", "cpu"])  # where they were made
+    done = run_command(["stage2", "--resume", moved])
     assert done.status == 0, done.err
     assert (moved / "metrics.jsonl").read_text().startswith(before)
     counters = stored(moved / "checkpoints" / "last.pt")["counters"]

@@ -109,7 +109,7 @@ def test_stage_2_stores_features_and_learns_from_real_steps(chain):
 def test_the_table_has_every_policy(chain):
     rows = json.loads((chain.folder / "eval" / "evaluation.json").read_text())
     names = [row["policy"] for row in rows]
-    assert names[:2] == ["base (prior noise)", "w = 0"] and len(names) == 6
+    assert names[:3] == ["base (prior noise)", "w = 0", "best of 32 by Q^A"] and len(names) == 7
     assert all(row["length"] == 16 for row in rows)  # the time limit that was asked for
 
 
