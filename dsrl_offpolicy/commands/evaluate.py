@@ -26,9 +26,14 @@ from dsrl_offpolicy.evaluation.episodes import (
     summarise,
 )
 from dsrl_offpolicy.evaluation.intervals import Interval
-from dsrl_offpolicy.models.latent_sources import best_of_source, constant_source, policy_source, prior_source
+from dsrl_offpolicy.models.latent_sources import (
+    best_of_source,
+    constant_source,
+    drawn_constants,
+    policy_source,
+    prior_source,
+)
 from dsrl_offpolicy.rollouts.base_env import base_env_spec, check_fit
-from dsrl_offpolicy.seeding import torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.tracking.run import Run, create_run_folder
 from dsrl_offpolicy.train.command import command
@@ -102,11 +107,9 @@ def _best_constant(
     config: EvalConfig, base: BasePolicy, env: gym.vector.VectorEnv, device: torch.device
 ) -> LatentSource:
     """The constant latent that did best on starts of its own (so that the table's row is unbiased)."""
-    generator = torch_generator(config.seed, "constants")
     seeds = choosing_seeds(config.screening_episodes)
     best_rate, best = -1.0, None
-    for _ in range(config.constants):
-        source = constant_source(torch.randn(base.info.latent_shape, generator=generator).to(device))
+    for source in drawn_constants(base.info.latent_shape, config.constants, config.seed, device):
         rate = summarise(run_episodes(env, base, source, seeds, device)).success_once.value
         if rate > best_rate:
             best_rate, best = rate, source

@@ -23,7 +23,7 @@ from dsrl_offpolicy.evaluation.episodes import EpisodeOutcome, probing_seeds, ru
 from dsrl_offpolicy.evaluation.noise_effect import NoiseEffect, ObservationKeeper, measure_noise_effect
 from dsrl_offpolicy.evaluation.paired_looks import Compared, compare_paired
 from dsrl_offpolicy.models.latent_layout import LatentLayout
-from dsrl_offpolicy.models.latent_sources import constant_source, prior_source
+from dsrl_offpolicy.models.latent_sources import constant_source, drawn_constants, prior_source
 from dsrl_offpolicy.rollouts.base_env import base_env_spec, check_fit
 from dsrl_offpolicy.seeding import derive_seed, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
@@ -151,10 +151,10 @@ def _probe(
 
 def _constants(config: ProbeConfig, base: BasePolicy, device: torch.device) -> dict[str, LatentSource]:
     """w = 0, and the constants that ``dsrl eval`` draws from the same seed."""
-    generator, shape = torch_generator(config.seed, "constants"), base.info.latent_shape
-    drawn = {f"constant {i + 1}": torch.randn(shape, generator=generator) for i in range(config.constants)}
-    latents = {"w = 0": torch.zeros(shape), **drawn}
-    return {name: constant_source(latent.to(device)) for name, latent in latents.items()}
+    shape = base.info.latent_shape
+    drawn = drawn_constants(shape, config.constants, config.seed, device)
+    zero = constant_source(torch.zeros(shape, device=device))
+    return {"w = 0": zero, **{f"constant {i + 1}": source for i, source in enumerate(drawn)}}
 
 
 def _plain(row: Compared) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from dsrl_offpolicy.contracts import BasePolicy, Encoding, LatentSource
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.models.latent_policy import LatentPolicy
+from dsrl_offpolicy.seeding import torch_generator
 
 
 def prior_source() -> LatentSource:
@@ -65,6 +66,12 @@ def constant_source(latent: Tensor) -> LatentSource:
         return latent.to(noise).expand_as(noise)
 
     return choose
+
+
+def drawn_constants(shape: tuple[int, int], count: int, seed: int, device: torch.device) -> list[LatentSource]:
+    """Return ``count`` constants drawn from the prior, ``shape`` [T, A]; more of them begin with the same ones."""
+    generator = torch_generator(seed, "constants")
+    return [constant_source(torch.randn(shape, generator=generator).to(device)) for _ in range(count)]
 
 
 def policy_source(policy: LatentPolicy, *, deterministic: bool) -> LatentSource:
