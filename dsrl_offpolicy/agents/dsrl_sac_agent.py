@@ -178,15 +178,7 @@ class DSRLSACAgent(SteeringAgent):
 
     def critic_terms(self, batch: MacroBatch, noise: Tensor, networks: Networks) -> tuple[Tensor, Metrics]:
         """Compute :meth:`critic_loss` as a pure function of batch, noise of the next latents and networks."""
-        with torch.no_grad():
-            dist = networks.actor(batch.next_obs_features)
-            latent, log_prob = self.actor.sample(dist, noise)
-            value = self.lower_bound(networks.target(batch.next_obs_features, latent))
-            if self.backup_entropy:
-                is_kl = self.regularizer == "kl"
-                cost = self._kl(dist, batch.next_obs_features, networks) if is_kl else log_prob
-                value = value - networks.alpha * cost
-            target = batch.reward + batch.discount * value
+        target = self.td_target(batch, noise, networks)
         q = networks.online(batch.obs_features, batch.latent)
         error = q - target
         loss = error.square().mean(1).sum()
@@ -196,6 +188,19 @@ class DSRLSACAgent(SteeringAgent):
             "td_error": detached.abs().mean(),
             "q_mean": q.detach().mean(),
         }
+
+    @torch.no_grad()
+    def td_target(self, batch: MacroBatch, noise: Tensor, networks: Networks) -> Float[Tensor, " B"]:
+        """Return y of :meth:`critic_loss`."""
+        dist = networks.actor(batch.next_obs_features)
+        latent, log_prob = self.actor.sample(dist, noise)
+        value = self.lower_bound(networks.target(batch.next_obs_features, latent))
+        if self.backup_entropy:
+            is_kl = self.regularizer == "kl"
+            cost = self._kl(dist, batch.next_obs_features, networks) if is_kl else log_prob
+            value = value - networks.alpha * cost
+        target: Tensor = batch.reward + batch.discount * value
+        return target
 
     def lower_bound(self, q: Float[Tensor, "K B"]) -> Float[Tensor, " B"]:
         """Return what the TD target takes of the heads: the least."""

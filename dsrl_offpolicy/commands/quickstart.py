@@ -196,7 +196,7 @@ def _training(
         "num_envs": config.num_envs,
     }
     if section != "eval":
-        shared["track"] = config.track
+        shared |= {"track": config.track, "precision": config.precision}
     return _job(job, shipped, section, config, **shared, **values)
 
 

@@ -39,6 +39,7 @@ from dsrl_offpolicy.configs.shared import (
     JobConfig,
     LatentCriticConfig,
     OfflineConfig,
+    PrecisionConfig,
     ResumableConfig,
     SimulatorConfig,
     SteeringConfig,
@@ -223,8 +224,8 @@ class Stage1Config(
 
 @dataclass(frozen=True, kw_only=True)
 class Stage2LoopConfig(
-    InvertedDemonstrationsConfig, TrackedConfig, ResumableConfig, EvaluationConfig, SteeringConfig,
-    BasePolicyConfig,
+    InvertedDemonstrationsConfig, TrackedConfig, ResumableConfig, PrecisionConfig, EvaluationConfig,
+    SteeringConfig, BasePolicyConfig,
 ):  # fmt: skip
     """What Stage 2 has whichever algorithm learns; the algorithm's own ``Config`` comes beside it."""
 
@@ -364,7 +365,7 @@ class EvalConfig(JobConfig, EvaluationConfig, BasePolicyConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuickstartConfig(ResumableConfig):
+class QuickstartConfig(ResumableConfig, PrecisionConfig):
     """dsrl quickstart: run demonstrations, Stages 0, 1 and 2 and the final table on one task."""
 
     kind: ClassVar[RunKind] = "quickstart"

@@ -13,6 +13,7 @@ from dsrl_offpolicy.configs.ranges import Count, Index, Positive, Steps, StepsOr
 
 SteerMode = Literal["full", "act_horizon", "repeat"]
 ObsMode = Literal["state", "rgb"]
+Precision = Literal["auto", "fp32", "bf16", "tf32"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,17 @@ class ResumableConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfflineConfig(TrackedConfig, ResumableConfig):
+class PrecisionConfig:
+    """What the learner of Stage 0, 1 or 2 computes in."""
+
+    precision: Precision = "fp32"
+    """Matrix products of the learner: fp32, bf16 (weights, optimisers and losses stay fp32), tf32 (only on CUDA),
+    or auto, the fastest of them here by a short timing. Not auto by default: what bf16 does to learning has not
+    been compared over seeds yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflineConfig(TrackedConfig, ResumableConfig, PrecisionConfig):
     """What training jobs on demonstrations have besides."""
 
     save_freq: StepsOrNone = 1000

@@ -60,11 +60,7 @@ class LatentPolicy(nn.Module):
         nn.init.zeros_(head.bias)
 
     def forward(self, features: Float[Tensor, "B D"]) -> Gaussian:
-        mean, raw = self.net(features).chunk(2, dim=-1)
-        # A smooth bound that maps 0 to 0, so that the fresh policy has sigma = 1 exactly.
-        above = LOG_SIGMA_MAX * torch.tanh(raw / LOG_SIGMA_MAX)
-        below = LOG_SIGMA_MIN * torch.tanh(raw / LOG_SIGMA_MIN)
-        return Gaussian(mean, torch.where(raw > 0, above, below))
+        return _bounded(self.net(features))
 
     def squash(self, u: Float[Tensor, "*N L"]) -> Float[Tensor, "*N L"]:
         """Map the pre-squash latent u to w."""
@@ -101,7 +97,17 @@ class LatentPolicy(nn.Module):
     def act(
         self, features: Float[Tensor, "B D"], noise: Float[Tensor, "B T A"], deterministic: bool = False
     ) -> Float[Tensor, "B L"]:
-        """Return steered latents; ``deterministic`` takes the squashed mean."""
-        dist = self(features)
+        """Return steered latents; ``deterministic`` takes the squashed mean. Computed in the weights' own type,
+        whatever ``precision`` the policy is trained in: what acts is what is saved."""
+        dist = _bounded(self.net.exact(features))
         u = dist.mean if deterministic else dist.mean + torch.exp(dist.log_sigma) * self.layout.select(noise)
         return self.squash(u)
+
+
+def _bounded(outputs: Float[Tensor, "B outputs"]) -> Gaussian:
+    """The Gaussian of the network's outputs."""
+    mean, raw = outputs.chunk(2, dim=-1)
+    # A smooth bound that maps 0 to 0, so that the fresh policy has sigma = 1 exactly.
+    above = LOG_SIGMA_MAX * torch.tanh(raw / LOG_SIGMA_MAX)
+    below = LOG_SIGMA_MIN * torch.tanh(raw / LOG_SIGMA_MIN)
+    return Gaussian(mean, torch.where(raw > 0, above, below))

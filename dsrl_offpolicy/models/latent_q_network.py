@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dsrl_offpolicy.models.layers import EnsembleLayerNorm, EnsembleLinear
+from dsrl_offpolicy.models.layers import EnsembleLayerNorm, EnsembleLinear, Layers
 
 
 class LatentQNetwork(nn.Module):
@@ -29,7 +29,7 @@ class LatentQNetwork(nn.Module):
             layers.append(nn.ReLU())
             width = hidden
         layers.append(EnsembleLinear(heads, width, 1))
-        self.net = nn.Sequential(*layers)
+        self.net = Layers(*layers)
 
     def forward(self, features: Float[Tensor, "B D"], latent: Float[Tensor, "B L"]) -> Float[Tensor, "K B"]:
         x = torch.cat((features, latent), dim=-1)

@@ -26,9 +26,37 @@ class SinusoidalEmbedding(nn.Module):
         return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 
+class Layers(nn.Sequential):
+    """Layers in a row, the last of which is linear.
+
+    Attributes:
+        products: what all matrix products but the last are done in, where that is not the weights' own type
+            (``models/precision.py``). Their sums are float32 inside; normalisations and the last layer get and do
+            float32.
+    """
+
+    products: torch.dtype | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.products is None:
+            return self.exact(x)
+        *hidden, last = self
+        # One forward uses each weight once, so autocast's cache of cast weights would only hold memory.
+        with torch.autocast(x.device.type, self.products, cache_enabled=False):
+            for layer in hidden:
+                x = layer(x.float() if isinstance(layer, nn.LayerNorm | EnsembleLayerNorm) else x)
+        out: Tensor = last(x.float())
+        return out
+
+    def exact(self, x: Tensor) -> Tensor:
+        """Return what the layers make of ``x`` in the weights' own type."""
+        out: Tensor = super().forward(x)
+        return out
+
+
 def mlp(
     in_dim: int, hidden_dims: Sequence[int], out_dim: int, activation: type[nn.Module], *, layer_norm: bool
-) -> nn.Sequential:
+) -> Layers:
     """Build linear layers with an activation (and optionally LayerNorm before it) between them."""
     layers: list[nn.Module] = []
     for width in hidden_dims:
@@ -38,7 +66,7 @@ def mlp(
         layers.append(activation())
         in_dim = width
     layers.append(nn.Linear(in_dim, out_dim))
-    return nn.Sequential(*layers)
+    return Layers(*layers)
 
 
 class EnsembleLinear(nn.Module):

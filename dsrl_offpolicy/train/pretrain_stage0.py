@@ -35,6 +35,7 @@ from dsrl_offpolicy.train.demonstrations import (
     to_batch,
     window_spec,
 )
+from dsrl_offpolicy.train.precision import start_precision
 from dsrl_offpolicy.train.run import STAGE0, Resumable, TrainingRun, run_folder, training_run
 from dsrl_offpolicy.train.stage0_learner import base_spec, build_agent
 from dsrl_offpolicy.train.start import require_file, start_torch
@@ -71,6 +72,7 @@ class Stage0(Resumable):
         states = torch.from_numpy(stack_states(self.demos.trajectories))
         self.encoder = ObservationEncoder.fit(states, spec.build_visual()).to(device)
         self.agent = build_agent(config, spec, device)
+        self.config = config = start_precision(config, self.agent, config.batch_size, device)
         self.encoder_training: EncoderTraining | None = None
         self.step = 0
         self.sampler = torch.Generator()

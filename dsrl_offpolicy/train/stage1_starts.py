@@ -23,6 +23,7 @@ from dsrl_offpolicy.evaluation.episodes import EpisodeOutcome, run_episodes
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.models.latent_policy import LatentPolicy, raw_log_sigma
 from dsrl_offpolicy.models.latent_sources import policy_source
+from dsrl_offpolicy.models.precision import use_precision
 from dsrl_offpolicy.rollouts.base_env import base_env_spec
 from dsrl_offpolicy.seeding import derive_seed, torch_generator
 from dsrl_offpolicy.train.demonstrations import load_policy_windows
@@ -108,6 +109,7 @@ def cloned_policies(
         hidden_dims=config.actor_hidden_dims, lr=config.cloning_lr, batch_size=config.batch_size,
         generator=torch_generator(config.seed, "noise_cloning", device), device=device,
     )  # fmt: skip
+    use_precision(learner.policy, config.precision)
     steps = sorted({max(1, config.cloning_iters // part) for part in (8, 4, 2, 1)})
     kept = noise.successful
     return list(learner.snapshots(noises.select(kept & ~is_held), noises.select(kept & is_held), steps))

@@ -27,6 +27,7 @@ def start_torch(config: ComputeConfig) -> torch.device:
     check_ranges(config)
     find_sinks(config)
     torch.set_num_threads(config.torch_threads)
+    torch.set_float32_matmul_precision("highest")  # of an earlier job of this process it may be tf32
     seed_everything(config.seed)
     name = config.device
     if name == "auto":

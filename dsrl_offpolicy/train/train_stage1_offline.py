@@ -27,6 +27,7 @@ from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.train.choosing import Best, evaluate
 from dsrl_offpolicy.train.command import command, config_of_run
 from dsrl_offpolicy.train.demonstrations import demonstrations_digest, load_states
+from dsrl_offpolicy.train.precision import start_precision
 from dsrl_offpolicy.train.run import STAGE1, Resumable, TrainingRun, run_folder, training_run
 from dsrl_offpolicy.train.stage1_learner import build_agent, critic_of, pool_size
 from dsrl_offpolicy.train.stage1_starts import StartChoice, demonstrations_path
@@ -56,6 +57,10 @@ class Stage1(Resumable):
                 config, self.demo_path, self.base, device
             )
             self.agent = build_agent(config, self.base, device)
+        with torch.device("meta"):  # shapes alone, and no random numbers
+            cloned = LatentPolicy(self.base.info.feature_dim, config.actor_hidden_dims, self.layout)
+        learner = self.agent if self.agent is not None else cloned
+        self.config = config = start_precision(config, learner, config.batch_size, device)
         self.choice = StartChoice(config, self.base, self.layout, device) if config.method != "aw_mle" else None
         self.sampler = torch_generator(config.seed, "stage1_batches", device)
         self.env_spec = base_env_spec(

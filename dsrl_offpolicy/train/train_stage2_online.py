@@ -32,6 +32,7 @@ from dsrl_offpolicy.train.choosing import Best, evaluate
 from dsrl_offpolicy.train.command import config_of_run, parsed_command
 from dsrl_offpolicy.train.offline_data import OfflineData
 from dsrl_offpolicy.train.online_env import OnlineEnvironments
+from dsrl_offpolicy.train.precision import start_precision
 from dsrl_offpolicy.train.run import STAGE2, TrainingRun, run_folder, training_run
 from dsrl_offpolicy.train.stage2_learner import build_agent, check_plan, planned_steps
 from dsrl_offpolicy.train.stage2_state import Counters, Stage2State
@@ -56,6 +57,7 @@ class Stage2:
         check_plan(config, self.base.info)
         self.online_env = OnlineEnvironments(config, self.base)
         self.agent = build_agent(config, self.base, device)
+        self.config = config = start_precision(config, self.agent, config.batch_size, device)
         self.buffer = MacroReplayBuffer(
             config.replay_buffer_size,
             self.base.info.feature_dim,

@@ -222,7 +222,7 @@ def test_every_setting_is_read_by_its_own_job(command):
     """A setting that no code reads is a flag that does nothing: each must be read as ``config.<name>`` in the
     job's own module, in its parts or in those that all jobs share."""
     read: set[str] = set()
-    rooms = ("run", "online_env", "command", "start", "demonstrations")
+    rooms = ("run", "online_env", "command", "start", "demonstrations", "precision")
     shared = (
         *(f"train.{name}" for name in rooms),
         *PARTS.get(command, ()),
