@@ -106,6 +106,10 @@ class Served:
         """Let it hang."""
         self._process.send_signal(signal.SIGSTOP)
 
+    def resume(self) -> None:
+        """Let it go on."""
+        self._process.send_signal(signal.SIGCONT)
+
     def stop(self) -> tuple[int, str]:
         """End it as a user does; its exit status and what it said on standard error."""
         self._process.terminate()

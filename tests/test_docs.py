@@ -74,7 +74,11 @@ def defined(parts: list[str]) -> bool:
 @pytest.fixture(scope="module")
 def flags() -> dict[str, set[str]]:
     """Flags of jobs, tools and the algorithm in docs/extending, and those of benchmarks and scripts."""
-    held = [c for c in [*vars(jobs).values(), *vars(serve).values(), Stage2Config] if isinstance(c, type) and is_dataclass(c)]
+    held = [
+        c
+        for c in [*vars(jobs).values(), *vars(serve).values(), Stage2Config]
+        if isinstance(c, type) and is_dataclass(c)
+    ]
     of_jobs = {field.name for config in held for field in fields(config)} | {"config", "help", "version"}
 
     def parsed(*folders: Path) -> set[str]:
