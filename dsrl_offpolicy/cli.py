@@ -28,6 +28,7 @@ TOOLS = {
         "dsrl_offpolicy.commands.probe",
         "does a base policy depend on its noise, and what is there to gain?",
     ),
+    "serve": ("dsrl_offpolicy.commands.serve", "serve a base policy to runs elsewhere (extra remote)"),
     "compare": (
         "dsrl_offpolicy.commands.compare",
         "RUN_DIR...: compare Stage 2 runs over seeds, with intervals",

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 EXTRAS = {
     "mani_skill": "maniskill", "sapien": "maniskill", "mplib": "maniskill", "wandb": "track",
-    "stable_baselines3": "sb3", "sb3_contrib": "sb3",
+    "stable_baselines3": "sb3", "sb3_contrib": "sb3", "websockets": "remote", "msgpack": "remote",
 }  # fmt: skip
 """The extra that installs an optional library, by the name it is imported under."""
 
@@ -113,6 +113,7 @@ BASE_POLICIES = Registry(
     {
         "awsc": "dsrl_offpolicy.base_policies.awsc:PublishedPolicy",
         "dppo": "dsrl_offpolicy.base_policies.dppo:DPPOPolicy",
+        "remote": "dsrl_offpolicy.base_policies.remote:RemotePolicy",
         "shortcut_flow": "dsrl_offpolicy.base_policies.shortcut_flow:ShortcutFlowPolicy",
     },
 )

@@ -11,7 +11,7 @@ from extending import shown_files
 from test_imports import LEVEL, PACKAGE
 
 from dsrl_offpolicy.agents.stage2_config import Stage2Config
-from dsrl_offpolicy.configs import jobs
+from dsrl_offpolicy.configs import jobs, serve
 
 ROOT = PACKAGE.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -74,7 +74,11 @@ def defined(parts: list[str]) -> bool:
 @pytest.fixture(scope="module")
 def flags() -> dict[str, set[str]]:
     """Flags of jobs, tools and the algorithm in docs/extending, and those of benchmarks and scripts."""
-    held = [c for c in [*vars(jobs).values(), Stage2Config] if isinstance(c, type) and is_dataclass(c)]
+    held = [
+        c
+        for c in [*vars(jobs).values(), *vars(serve).values(), Stage2Config]
+        if isinstance(c, type) and is_dataclass(c)
+    ]
     of_jobs = {field.name for config in held for field in fields(config)} | {"config", "help", "version"}
 
     def parsed(*folders: Path) -> set[str]:

@@ -27,13 +27,15 @@ def load_base_policy(
     """Load a frozen base policy.
 
     Args:
-        spec: a file that ``dsrl pretrain`` wrote or a published AWSC checkpoint; ``kind:path``; or
-            ``module:Class`` or ``module:Class:argument`` of a file in the working directory or on the path.
+        spec: a file that ``dsrl pretrain`` wrote or a published AWSC checkpoint; ``kind:path``;
+            ``remote:HOST:PORT`` of a ``dsrl serve``; or ``module:Class`` or ``module:Class:argument`` of a file in
+            the working directory or on the path.
         device: where it computes.
         flag: the setting to name in an error.
         options: what the file does not say; those that are None are left out. A published AWSC checkpoint takes
             ``weights``, ``obs_horizon``, ``pred_horizon``, ``act_horizon`` and ``denoising_steps``. Our own files
-            know them, and an option may only repeat what they say. For DPPO's see ``DPPOPolicy.load``.
+            know them, and an option may only repeat what they say. For DPPO's see ``DPPOPolicy.load``, for those
+            of a server ``RemotePolicy.load``.
 
     Raises:
         InputError: an unknown kind; a file that is missing, damaged, no base policy, or does not fit the options;
@@ -47,7 +49,7 @@ def load_base_policy(
         return _from_file(Path(spec), device, flag, options)
     if kind in BASE_POLICIES.builtin:
         if not argument:
-            raise InputError(f"{flag}: expected {kind}:PATH of its file, got {spec}")
+            raise InputError(f"{flag}: expected {kind}:PATH of its file, or remote:HOST:PORT, got {spec}")
         found = BASE_POLICIES.find(kind, flag, BasePolicy)
         return found.load(argument, device, flag=flag, **options)
     if kind not in known:

@@ -161,7 +161,7 @@ class BasePolicyConfig:
     """The frozen base policy, and what a published checkpoint does not hold."""
 
     base: str | None = None
-    """Base policy: a file of Stage 0 or a published AWSC checkpoint, kind:path,
+    """Base policy: a file of Stage 0 or a published AWSC checkpoint, kind:path, remote:HOST:PORT,
     or module:Class[:argument] of your own."""
     awsc_checkpoint: Path | None = None
     """Older name of --base, for files."""

@@ -16,6 +16,7 @@ from dsrl_offpolicy.cli import COMMANDS, TOOLS
 from dsrl_offpolicy.commands.quickstart import SCALED
 from dsrl_offpolicy.configs import jobs
 from dsrl_offpolicy.configs.loading import check_ranges, override, parse_job, to_plain
+from dsrl_offpolicy.configs.serve import ServeConfig
 from dsrl_offpolicy.errors import InputError
 
 PACKAGE = Path(dsrl_offpolicy.__file__).parent
@@ -29,8 +30,9 @@ JOBS = {
     "quickstart.yaml": jobs.QuickstartConfig,
     "doctor_env.yaml": jobs.DoctorEnvConfig,
     "probe.yaml": jobs.ProbeConfig,
+    "serve.yaml": ServeConfig,
 }
-NAMES = ("demos", "pretrain", "stage1", "stage2", "ppo", "eval", "quickstart", "doctor env", "probe")
+NAMES = ("demos", "pretrain", "stage1", "stage2", "ppo", "eval", "quickstart", "doctor env", "probe", "serve")
 JOB_OF_COMMAND = dict(zip(NAMES, JOBS.values(), strict=True))
 
 
@@ -217,7 +219,7 @@ def _read_setting(node: ast.AST) -> str | None:
     return node.attr if isinstance(node, ast.Attribute) else getattr(node.slice, "value", None)
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "probe"])
+@pytest.mark.parametrize("command", [*COMMANDS, "probe", "serve"])
 def test_every_setting_is_read_by_its_own_job(command):
     """A setting that no code reads is a flag that does nothing: each must be read as ``config.<name>`` in the
     job's own module, in its parts or in those that all jobs share."""
