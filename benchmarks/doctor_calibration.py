@@ -30,8 +30,8 @@ STAGE2 = [
     "--utd_ratio", "5", "--batch_size", "128", "--log_freq", "100", "--eval_freq", "0", "--compile", "off",
     "--temp_lr", "1e-3",
 ]  # fmt: skip
-KL = [*STAGE2, "--regularizer", "kl", "--init_temperature", "1", "--no-backup_entropy", "--init_critic"]
-ENTROPY = [*STAGE2, "--regularizer", "entropy"]
+KL = [*STAGE2, "--regularizer", "kl", "--init_temperature", "1", "--reward_scale", "1", "--init_critic"]
+ENTROPY = [*STAGE2, "--regularizer", "entropy", "--backup_entropy", "--reward_scale", "1"]
 EVALUATED = ["--eval_freq", "6000", "--eval_episodes", "40", "--eval_end_on_success"]
 CASES = {
     "Stage 1": ("stage1", STAGE1),
@@ -129,6 +129,7 @@ def main() -> int:
             files = [*base, "--demo_path", demos] if stage == "stage1" else [*base]
             if "--init_critic" in flags:
                 files += ["--stage1_checkpoint", case_folder(out, 0, seed) / "checkpoints" / "last.pt"]
+                files += ["--offline_fraction", "0", "--warmup_policy", "prior"]
             train(case_folder(out, number, seed), stage, *flags, *files, "--seed", seed)
     print_table(out, seeds)
     return 0

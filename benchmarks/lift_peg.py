@@ -51,10 +51,10 @@ STAGE1 = (
 STAGE2 = (
     f"{WIDTHS} --warmup_steps 3000 --utd_ratio 10 --batch_size 128 "
     "--actor_update_every 2 --regularizer kl --kl_to prior --target_kl 25 --init_temperature 1.0 "
-    "--no-backup_entropy --actor_lr 1e-4 --anneal_from 0.5 --log_freq 2000"
+    "--reward_scale 1 --actor_lr 1e-4 --anneal_from 0.5 --log_freq 2000"
 )
 FROM_STAGE1 = {
-    "state": "--init_critic --warmup_policy stage1 --stage1_checkpoint {stage1}",
+    "state": "--init_critic --offline_fraction 0 --stage1_checkpoint {stage1}",
     "rgb": "",
     "rgb-wrist": "",
 }

@@ -14,9 +14,11 @@ from dsrl_offpolicy.configs.jobs import Stage1Config
 from dsrl_offpolicy.configs.loading import to_plain
 
 KL_RUN = Stage2Config(
-    regularizer="kl", target_kl=10.0, init_temperature=1.0, backup_entropy=False, utd_ratio=10.0, batch_size=128
+    regularizer="kl", target_kl=10.0, init_temperature=1.0, utd_ratio=10.0, batch_size=128, reward_scale=1.0
 )
-ENTROPY_RUN = Stage2Config(utd_ratio=10.0, batch_size=128)
+ENTROPY_RUN = Stage2Config(
+    regularizer="entropy", backup_entropy=True, utd_ratio=10.0, batch_size=128, reward_scale=1.0
+)
 STAGE1_RUN = Stage1Config()
 
 Course = float | Callable[[float], float]

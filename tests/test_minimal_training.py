@@ -348,7 +348,7 @@ def test_rows_of_metrics_are_complete_even_before_the_first_actor_step(chain, tm
         actor_update_every=2, log_freq=1, batch_size=4, eval_freq=0, train_episode_steps=None,
         max_episode_steps=None,
     )  # fmt: skip
-    rows = _metrics(train_stage2_online.run(config))
+    rows = [row for row in _metrics(train_stage2_online.run(config)) if row["group"] == "train"]
     assert [row["gradient_steps"] for row in rows] == [1, 2, 3, 4, 5, 6]
     for row in rows:
         assert {"td_error", "q_mean", "critic_loss"} <= set(row)

@@ -27,8 +27,6 @@ class ActionCriticConfig(SACConfig):
     """Heads of Q^A, and of Q^W where there is one."""
     critic_layer_norm: bool = SACConfig.critic_layer_norm
     """LayerNorm in Q^A, and in Q^W where there is one."""
-    backup_entropy: bool = False
-    """Count the regulariser in the TD target of Q^A."""
 
 
 class ActionDecoder:

@@ -47,11 +47,11 @@ class SACConfig(SteeringConfig, LatentCriticConfig):
     """Learning rate of log alpha."""
     tau: Rate = 0.005
     """Polyak rate of the target networks."""
-    regularizer: Regularizer = "entropy"
-    """Entropy bonus (SAC), or KL to the prior or the start (--kl_to)."""
-    kl_to: Literal["start", "prior"] = "start"
+    regularizer: Regularizer = "kl"
+    """KL to the prior or the start (--kl_to), or the entropy bonus of plain SAC."""
+    kl_to: Literal["auto", "start", "prior"] = "auto"
     """What regularizer=kl measures to: the policy of --stage1_checkpoint, or the prior, which is the same without
-    one."""
+    one. auto: the prior, unless Stage 1 found its policy more than target_kl from it."""
     init_temperature: NotNegative = 0.1
     """Initial alpha."""
     learn_temperature: bool = True
@@ -60,7 +60,7 @@ class SACConfig(SteeringConfig, LatentCriticConfig):
     """Target entropy in nats of w; auto is -0.5 * latent_dim."""
     target_kl: NotNegative = 10.0
     """Target KL in nats, for regularizer=kl."""
-    backup_entropy: bool = True
+    backup_entropy: bool = False
     """Count the regulariser in the TD target."""
 
 
@@ -120,7 +120,7 @@ class DSRLSACAgent(SteeringAgent):
         self.log_alpha = nn.Parameter(torch.tensor(log_alpha), requires_grad=learned)
         self.to(device)
         self.anchor: LatentPolicy | None = None
-        self.anchored = config.regularizer == "kl" and config.kl_to == "start"
+        self.kl_to = config.kl_to
         self.polyak_tau = config.tau
         self.regularizer = config.regularizer
         self.target_entropy = -0.5 * layout.dim if config.target_entropy == "auto" else config.target_entropy
@@ -143,9 +143,10 @@ class DSRLSACAgent(SteeringAgent):
         """The agent's own."""
         return Networks(self.actor, self.critic.online, self.critic.target, self.alpha, self.anchor)
 
-    def started(self) -> None:
+    def started(self, kl_to_prior: float | None = None) -> None:
         """Keep the actor as it is for what KL is measured to, where the settings say so."""
-        if self.anchored:
+        far = kl_to_prior is None or kl_to_prior > self.target_kl
+        if self.regularizer == "kl" and (self.kl_to == "start" or (self.kl_to == "auto" and far)):
             self.anchor = copy.deepcopy(self.actor).requires_grad_(False)
 
     @property

@@ -66,8 +66,13 @@ class SteeringAgent(nn.Module, ABC):
         self.generator = generator
         self.critic = None
 
-    def started(self) -> None:
-        """Be told that ``actor`` has been given the weights of Stage 1. Nothing follows from it by default."""
+    def started(self, kl_to_prior: float | None = None) -> None:
+        """Be told that ``actor`` has been given the weights of Stage 1. Nothing follows from it by default.
+
+        Args:
+            kl_to_prior: KL(actor || prior) in nats on the states of demonstrations, as Stage 1 measured it; None
+                where it did not.
+        """
 
     @abstractmethod
     def update(self, batch: MacroBatch, *, update_actor: bool = True) -> Metrics:

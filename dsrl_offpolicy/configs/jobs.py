@@ -242,10 +242,11 @@ class Stage2LoopConfig(
     """Env steps."""
     warmup_steps: StepsOrNone = 5000
     """Env steps before updates start."""
-    warmup_policy: Literal["prior", "stage1"] = "prior"
-    """Who acts during the warm-up: the prior, or the policy of Stage 1."""
+    warmup_policy: Literal["auto", "prior", "stage1"] = "auto"
+    """Who acts during the warm-up: the prior, or the policy of Stage 1; auto: Stage 1's where there is one."""
     offline_fraction: Share = 0.5
-    """With --demo_path: share of every batch from demonstrations, inverted to noise by the base policy."""
+    """Share of every batch from demonstrations, inverted to noise by the base policy: those of --demo_path, or
+    else those of Stage 1 if they are still where it found them. 0 for none."""
     offline_anneal_steps: Steps | None = None
     """Env steps over which that share falls linearly to 0; default: it stays."""
     utd_ratio: Positive = 20.0
@@ -266,7 +267,7 @@ class Stage2LoopConfig(
     """Discount per env step."""
     reward_mode: RewardMode = "sparse"
     """-1 per env step until success, or the simulator's dense reward."""
-    reward_scale: Positive = 1.0
+    reward_scale: Positive = 0.1
     """Factor on rewards."""
     end_on_success: bool = True
     """Success terminates training episodes."""

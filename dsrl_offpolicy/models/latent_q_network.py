@@ -68,6 +68,15 @@ class LatentCritic(nn.Module):
         assert isinstance(last, EnsembleLinear)
         last.bias.copy_(offset.view(-1, 1, 1))
 
+    @torch.no_grad()
+    def scale_output(self, factor: float) -> None:
+        """Multiply what every head says by ``factor``, online and target."""
+        for network in (self.online, self.target):
+            last = network.net[-1]
+            assert isinstance(last, EnsembleLinear)
+            last.weight.mul_(factor)
+            last.bias.mul_(factor)
+
     def synchronise_target(self) -> None:
         """Copy the online critics into the targets (after the online ones were set from elsewhere)."""
         self.target.load_state_dict(self.online.state_dict())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +15,13 @@ from torch import Tensor
 from dsrl_offpolicy.base_policies.inversion import invert_windows
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.buffers.offline_transitions import OfflineTransitions, joined
-from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
+from dsrl_offpolicy.configs.jobs import Stage1Config, Stage2LoopConfig
 from dsrl_offpolicy.contracts import BasePolicy, Encoding, MacroBatch, RewardTerms
 from dsrl_offpolicy.demos.trajectory import Demonstrations
 from dsrl_offpolicy.demos.windows import Windows
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import load_checkpoint, save_checkpoint
-from dsrl_offpolicy.files.plain import reading
+from dsrl_offpolicy.files.plain import from_plain, reading
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.seeding import torch_generator
 from dsrl_offpolicy.train.demonstrations import demonstrations_digest, encode_windows, load_policy_windows
@@ -126,8 +127,70 @@ def invert_demonstrations(
     )
 
 
+@dataclass(frozen=True)
+class StageOneDemonstrations:
+    """What a checkpoint of Stage 1 says of the demonstrations that it was made from.
+
+    Attributes:
+        path: of the file.
+        demo_format: as the setting.
+        num_demos: as the setting.
+        digest: of the file.
+    """
+
+    path: str
+    demo_format: str
+    num_demos: int | None
+    digest: str
+
+    @classmethod
+    def of(cls, config: Stage1Config, digest: str) -> StageOneDemonstrations:
+        """Return those of a job that has some."""
+        assert config.demo_path is not None
+        path = config.demo_path.expanduser().resolve()
+        return cls(str(path), config.demo_format, config.num_demos, digest)
+
+    def plain(self) -> dict[str, Any]:
+        """Return what a checkpoint holds."""
+        return asdict(self)
+
+
+def offline_data(
+    config: Stage2LoopConfig, base: BasePolicy, layout: LatentLayout, device: torch.device
+) -> tuple[Stage2LoopConfig, OfflineData | None]:
+    """Return a run's demonstrations, if it has any, and its settings, which name them.
+
+    They are those of ``demo_path``, or else those of Stage 1 where they are still in their place and of use.
+
+    Raises:
+        InputError: those of ``demo_path`` cannot be used.
+    """
+    if config.demo_path is not None:
+        return config, OfflineData(config, base, layout, device)
+    if config.resume is not None or config.stage1_checkpoint is None or not config.offline_fraction:
+        return config, None
+    path = config.stage1_checkpoint.expanduser()
+    recorded = load_checkpoint(path, "stage1", "stage1_checkpoint", device).get("demonstrations")
+    if recorded is None:
+        return config, None
+    where = f"stage1_checkpoint: {path}: demonstrations"
+    found = from_plain(StageOneDemonstrations, recorded, where)
+    try:
+        named = replace(
+            config, demo_path=Path(found.path), demo_format=found.demo_format, num_demos=found.num_demos
+        )
+        if not Path(found.path).is_file() or demonstrations_digest(named) != found.digest:
+            raise InputError(f"{found.path} is not what it was; --demo_path gives others")
+        data = OfflineData(named, base, layout, device)
+    except InputError as error:
+        print(f"note: Stage 2 goes without the demonstrations of Stage 1: {error}", file=sys.stderr)
+        return config, None
+    print(f"stage2: demonstrations of Stage 1: {found.path} (--offline_fraction 0: none)", file=sys.stderr)
+    return named, data
+
+
 class OfflineData:
-    """The demonstrations of a Stage 2 run.
+    """The demonstrations of a Stage 2 run: inverted, or read from the run that resumes, which inverted them.
 
     Args:
         config: of the run; ``demo_path`` is given.
@@ -136,7 +199,8 @@ class OfflineData:
         device: where the transitions live.
 
     Raises:
-        InputError: a policy that cannot be inverted.
+        InputError: a policy that cannot be inverted, demonstrations of another task or shape, and as
+            :func:`invert_demonstrations`.
     """
 
     def __init__(
@@ -148,39 +212,31 @@ class OfflineData:
         check_invertible(base, layout, device, flag="demo_path", instead=instead)
         self.digest = demonstrations_digest(config)
         self.generator = torch_generator(config.seed, "offline", device)
-        self.transitions: OfflineTransitions
-        self.report: dict[str, float] = {}
+        rows, self.report = self._inverted()
+        self.transitions = OfflineTransitions(rows, generator=self.generator)
 
-    def prepare(self, folder: Path | None) -> None:
-        """Invert the demonstrations, or read what a run inverted before.
-
-        Args:
-            folder: of the run that resumes; None for a new one.
-
-        Raises:
-            InputError: demonstrations of another task or shape, and as :func:`invert_demonstrations`.
-        """
-        path, config = folder / FILE if folder is not None else None, self.config
+    def _inverted(self) -> tuple[MacroBatch, dict[str, float]]:
+        """The transitions, and the numbers of the inversion."""
+        config = self.config
+        path = config.resume.expanduser() / FILE if config.resume is not None else None
         if path is not None and path.is_file():
             content = load_checkpoint(path, KIND, "resume", self.device)
             with reading(f"resume: {path}", "inverted demonstrations"):
-                rows, self.report = MacroBatch(**content["transitions"]), content["report"]
-        else:
-            assert config.demo_path is not None
-            rewards = RewardTerms(config.gamma, config.reward_mode, config.reward_scale, config.end_on_success)
-            demos, windows = load_policy_windows(config, config.demo_path.expanduser(), self.base, rewards)
-            found = invert_demonstrations(
-                demos, windows, self.base, self.layout,
-                tolerance=config.inversion_tolerance, seed=config.seed, device=self.device,
-            )  # fmt: skip
-            rows, self.report = found.transitions, found.report
-            left_out, count = int(self.report["left_out"]), int(self.report["windows"])
-            print(
-                f"stage2: {count - left_out} of {count} windows of demonstrations turned into noise, "
-                f"{left_out} left out",
-                file=sys.stderr,
-            )
-        self.transitions = OfflineTransitions(rows, generator=self.generator)
+                return MacroBatch(**content["transitions"]), content["report"]
+        assert config.demo_path is not None
+        rewards = RewardTerms(config.gamma, config.reward_mode, config.reward_scale, config.end_on_success)
+        demos, windows = load_policy_windows(config, config.demo_path.expanduser(), self.base, rewards)
+        found = invert_demonstrations(
+            demos, windows, self.base, self.layout,
+            tolerance=config.inversion_tolerance, seed=config.seed, device=self.device,
+        )  # fmt: skip
+        left_out, count = int(found.report["left_out"]), int(found.report["windows"])
+        print(
+            f"stage2: {count - left_out} of {count} windows of demonstrations turned into noise, "
+            f"{left_out} left out",
+            file=sys.stderr,
+        )
+        return found.transitions, found.report
 
     def keep(self, folder: Path) -> None:
         """Write the inverted demonstrations into the run folder, for when the run resumes."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dsrl_offpolicy.agents.noise_cloning import NoiseCloning, Noises, Snapshot
 from dsrl_offpolicy.configs.jobs import Stage1Config
@@ -132,6 +132,7 @@ class StartChoice:
         self.config, self.base, self.layout, self.device = config, base, layout, device
         if config.distill_q and (config.method != "auto" or base.critic is None):
             raise InputError("distill_q: expected method aw_mle or auto and a base policy with Q^A, to distil it")
+        self.states: Tensor | None = None
         self.clones = config.method in ("noise_cloning", "auto")
         if self.clones:
             with self._optional():
@@ -164,6 +165,7 @@ class StartChoice:
                 assert config.demo_path is not None
                 path = config.demo_path.expanduser()
                 noise = noise_demonstrations(config, path, self.base, self.layout, self.device)
+                self.states = noise.transitions.obs_features
                 snapshots = cloned_policies(noise, self.base, self.layout, config, self.device)
                 found |= {f"noise_cloning, {s.steps} steps": s.policy for s in snapshots}
                 likelihoods = {s.steps: s.held_out_nll for s in snapshots if math.isfinite(s.held_out_nll)}

@@ -12,6 +12,7 @@ from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
 from dsrl_offpolicy.contracts import BasePolicy, PolicyInfo
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import load_weights
+from dsrl_offpolicy.files.plain import check_fields
 from dsrl_offpolicy.seeding import torch_generator
 from dsrl_offpolicy.train.start import build_layout, rewards_of
 from dsrl_offpolicy.train.steering_files import start_actor
@@ -76,7 +77,8 @@ def _start_from_stage1(
     agent: SteeringAgent, config: Stage2LoopConfig, path: Path, base: BasePolicy, device: torch.device
 ) -> None:
     content = start_actor(agent.actor, path, base, device)
-    agent.started()
+    check_fields(content, {"kl_to_prior": float}, f"stage1_checkpoint: {path}", optional=["kl_to_prior"])
+    agent.started(content.get("kl_to_prior"))
     if not config.init_critic or agent.critic is None:
         return
     if "critic" not in content:
@@ -85,9 +87,10 @@ def _start_from_stage1(
     for name, expected, found in (
         ("gamma", trained.gamma, config.gamma),
         ("reward_mode", trained.reward_mode, config.reward_mode),
-        ("reward_scale", trained.reward_scale, config.reward_scale),
         ("end_on_success", trained.end_on_success, config.end_on_success),
     ):
         if expected is not None and expected != found:
             raise InputError(f"{name}: expected {expected} as in Q^A, from which Q^W was distilled, got {found}")
     load_weights(agent.critic, content["critic"], "stage1_checkpoint: critic")
+    if trained.reward_scale is not None:  # values are proportional to it
+        agent.critic.scale_output(config.reward_scale / trained.reward_scale)

@@ -27,6 +27,7 @@ from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.train.choosing import Best, evaluate
 from dsrl_offpolicy.train.command import command, config_of_run
 from dsrl_offpolicy.train.demonstrations import demonstrations_digest, load_states
+from dsrl_offpolicy.train.offline_data import StageOneDemonstrations
 from dsrl_offpolicy.train.precision import start_precision
 from dsrl_offpolicy.train.run import STAGE1, Resumable, TrainingRun, run_folder, training_run
 from dsrl_offpolicy.train.stage1_learner import build_agent, critic_of, pool_size
@@ -68,6 +69,7 @@ class Stage1(Resumable):
         )
         if config.eval_freq or self.choice is not None:
             check_fit(self.base.info, self.env_spec)
+        self.digest = ""
         self.step = 0
         self.evaluated = 0
         self.best = Best()
@@ -82,7 +84,7 @@ class Stage1(Resumable):
         critic = self.base.critic.fingerprint() if self.base.critic is not None else ""
         same = {"device": self.device.type, "base": self.base.fingerprint() + critic}
         if self.demo_path is not None:
-            same["demonstrations"] = demonstrations_digest(config)
+            same["demonstrations"] = self.digest = demonstrations_digest(config)
         with training_run(STAGE1, self, config, folder, same) as run:
             summary: dict[str, Any] = {}
             if self.agent is not None:
@@ -163,6 +165,9 @@ class Stage1(Resumable):
         """The latent policy, and what it was distilled into, for other jobs."""
         config, agent = self.config, self.agent
         extra: dict[str, Any] = {"env_id": config.env_id, "gradient_steps": self.step, "method": method}
+        extra["kl_to_prior"] = self._kl_to_prior(policy)
+        if self.demo_path is not None:
+            extra["demonstrations"] = StageOneDemonstrations.of(config, self.digest).plain()
         if agent is not None:
             extra["optimizer"] = agent.optimizer.state_dict()
             extra["generator"] = agent.generator.get_state()
@@ -175,6 +180,18 @@ class Stage1(Resumable):
                 "layer_norm": config.critic_layer_norm,
             }
         save_steering(path, "stage1", policy, self.base, config.actor_hidden_dims, extra)
+
+    @torch.no_grad()
+    def _kl_to_prior(self, policy: LatentPolicy) -> float:
+        """Nats, on the demonstrations' states; without any, on no state in particular: a constant has the same KL
+        everywhere."""
+        if self.agent is not None:
+            states = self.states
+        elif self.choice is not None and self.choice.states is not None:
+            states = self.choice.states
+        else:
+            states = torch.zeros(1, self.base.info.feature_dim, device=self.device)
+        return float(policy.kl_to_prior(policy(states)).mean())
 
     def progress(self) -> tuple[int, int]:
         """Return gradient steps, done and planned."""

@@ -30,7 +30,7 @@ from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.tracking.run import Run
 from dsrl_offpolicy.train.choosing import Best, evaluate
 from dsrl_offpolicy.train.command import config_of_run, parsed_command
-from dsrl_offpolicy.train.offline_data import OfflineData
+from dsrl_offpolicy.train.offline_data import offline_data
 from dsrl_offpolicy.train.online_env import OnlineEnvironments
 from dsrl_offpolicy.train.precision import start_precision
 from dsrl_offpolicy.train.run import STAGE2, TrainingRun, run_folder, training_run
@@ -65,9 +65,7 @@ class Stage2:
             generator=torch_generator(config.seed, "replay", device),
             device=device,
         )
-        self.offline = (
-            OfflineData(config, self.base, self.agent.layout, device) if config.demo_path is not None else None
-        )
+        self.config, self.offline = offline_data(config, self.base, self.agent.layout, device)
         self.collector: Collector | None = None
         self.gradient_step: Update | None = None
         self.counters = Counters()
@@ -82,8 +80,6 @@ class Stage2:
     def run(self) -> Path:
         """Train to ``total_timesteps``. Returns the run folder."""
         config = self.config
-        if self.offline is not None:
-            self.offline.prepare(Path(config.resume).expanduser() if config.resume is not None else None)
         folder = run_folder(config)
         state = Stage2State(self, folder)
         same = {"device": self.device.type, "base_fingerprint": self.base.fingerprint()}
@@ -143,7 +139,8 @@ class Stage2:
     def _acting(self) -> LatentSource:
         """Who chooses the next latents."""
         config = self.config
-        if self.counters.env_steps < config.warmup_steps and config.warmup_policy == "prior":
+        from_prior = config.warmup_policy == "prior" or config.stage1_checkpoint is None
+        if self.counters.env_steps < config.warmup_steps and from_prior:
             return squashed_prior_source(self.agent.layout)
         return self.agent.source()
 

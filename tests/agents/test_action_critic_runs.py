@@ -52,8 +52,8 @@ def check_judged(folder: Path, algo: str) -> None:
     (run,) = read_runs(folder)
     assert run.rows[-1]["gradient_steps"] >= 40 and ("distill_loss" in run.rows[-1]) == (algo == "na")
     verdicts = {verdict.name: verdict for verdict in check_run(run.config, run.rows, run.summary)}
-    assert {"q_bounded", "td_error", "alpha", "entropy", "actor_moves"} <= set(verdicts)
-    for name in ("q_bounded", "td_error", "alpha", "entropy", "warmup", "learning_rates"):
+    assert {"q_bounded", "td_error", "alpha", "kl", "actor_moves"} <= set(verdicts)
+    for name in ("q_bounded", "td_error", "alpha", "kl", "warmup", "learning_rates"):
         assert verdicts[name].ok is not None, verdicts[name]
     assert "q_policy" in verdicts["q_bounded"].found
 

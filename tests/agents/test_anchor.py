@@ -13,11 +13,11 @@ from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.models.latent_policy import Gaussian, kl_divergence
 
 
-def started(mean: float, **changes: object) -> DSRLSACAgent:
-    """An agent that Stage 1 gave a Gaussian of its own."""
+def started(mean: float, kl_to_prior: float | None = None, **changes: object) -> DSRLSACAgent:
+    """An agent that Stage 1 gave a Gaussian of its own, and what Stage 1 said of it."""
     agent = sac(layout(), **({"regularizer": "kl"} | changes))
     set_linear_policy(agent.actor, [mean], [0.0])
-    agent.started()
+    agent.started(kl_to_prior)
     return agent
 
 
@@ -77,6 +77,14 @@ def test_without_stage_1_and_with_entropy_there_is_no_anchor() -> None:
     assert sac(layout(), regularizer="kl").anchor is None
     assert started(2.0, regularizer="entropy").anchor is None
     assert started(2.0, kl_to="prior").anchor is None
+
+
+def test_a_start_near_the_prior_may_leave_it_and_a_far_one_is_kept() -> None:
+    assert started(2.0, 2.0, target_kl=2.0).anchor is None
+    assert started(2.0, 2.1, target_kl=2.0).anchor is not None
+    assert started(2.0, None, target_kl=2.0).anchor is not None  # nobody measured it
+    assert started(2.0, 2.0, target_kl=2.0, kl_to="start").anchor is not None
+    assert started(2.0, 2.1, target_kl=2.0, kl_to="prior").anchor is None
 
 
 def test_the_anchor_is_restored_with_the_state() -> None:

@@ -12,7 +12,7 @@ from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.analysis.run_health import check_run
 from dsrl_offpolicy.configs.jobs import Stage1Config
 
-RUN = Stage2Config(demo_path=Path("demos.h5"), regularizer="kl", batch_size=400)
+RUN = Stage2Config(demo_path=Path("demos.h5"), regularizer="kl", batch_size=400, reward_scale=1.0)
 
 
 def of(verdicts, name):

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from stoppable_runs import FLAGS, assert_same, content, finish, rows, start, wait_for_rows
-from tiny_worlds import HalvingPolicy
+from tiny_worlds import TASK, TINY_WIDTHS, HalvingPolicy
 
 from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.buffers.macro_replay_buffer import MacroReplayBuffer
 from dsrl_offpolicy.buffers.offline_transitions import OfflineTransitions
 from dsrl_offpolicy.contracts import Encoding, MacroBatch, MacroTransitions
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.files.checkpoint import load_checkpoint
+from dsrl_offpolicy.files.checkpoint import load_checkpoint, save_checkpoint
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.train.offline_data import OfflineData, check_invertible
 from dsrl_offpolicy.train.train_stage2_online import Stage2, settings
@@ -126,10 +126,48 @@ def test_who_stops_an_inversion_has_begun_no_run(flags, tmp_path, monkeypatch) -
     def stopped(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(OfflineData, "prepare", stopped)
+    monkeypatch.setattr(OfflineData, "_inverted", stopped)
     with pytest.raises(KeyboardInterrupt):
         Stage2(settings([*flags.split(), "--out", str(tmp_path / "run")])).run()
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def from_stage1(tiny_stage1: Path, tiny_base: Path, tmp_path: Path):
+    """Builds Stage 2 on the tiny Stage 1, with flags and with what its checkpoint says changed."""
+
+    def build(*flags: str, **said: object) -> Stage2:
+        path = tiny_stage1 / "checkpoints" / "last.pt"
+        if said:
+            saved = load_checkpoint(path, "stage1", "x")
+            saved["demonstrations"] |= said
+            path = tmp_path / "stage1.pt"
+            save_checkpoint(path, "stage1", saved)
+        argv = ["--env_id", TASK, "--base", str(tiny_base), "--stage1_checkpoint", str(path), *TINY_WIDTHS, *flags]
+        return Stage2(settings([str(flag) for flag in argv]))
+
+    return build
+
+
+def test_stage_2_finds_the_demonstrations_of_stage_1(from_stage1, tiny_demos: Path, capsys) -> None:
+    stage2 = from_stage1()
+    assert stage2.config.demo_path == tiny_demos.resolve()  # so it stands in config.yaml, and resumes
+    assert f"demonstrations of Stage 1: {tiny_demos.resolve()}" in capsys.readouterr().err
+    given = from_stage1("--demo_path", str(tiny_demos))
+    assert torch.equal(stage2.offline.transitions.rows.latent, given.offline.transitions.rows.latent)
+
+
+def test_stage_2_goes_without_demonstrations_that_are_unwanted_changed_or_useless(
+    from_stage1, tmp_path: Path, capsys
+) -> None:
+    assert from_stage1("--offline_fraction", "0").offline is None
+    assert from_stage1("--steer_mode", "full", path=str(tmp_path / "gone.h5")).offline is None
+    assert "goes without the demonstrations of Stage 1: " in capsys.readouterr().err
+    assert from_stage1(digest="of another file").offline is None
+    assert "is not what it was; --demo_path gives others" in capsys.readouterr().err
+    found = from_stage1("--inversion_tolerance", "1e-9")
+    assert found.offline is None and found.config.demo_path is None
+    assert "makes none of" in capsys.readouterr().err
 
 
 def test_demonstrations_that_teach_nothing_are_refused(

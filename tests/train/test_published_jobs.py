@@ -51,7 +51,7 @@ def test_stage2_starts_from_a_distilled_critic_on_the_users_word(run_command, pu
             "stage2", "--env_id", TASK, "--awsc_checkpoint", published, *HORIZONS, "--out", out,
             "--stage1_checkpoint", stage1, "--init_critic", "--gamma", 0.9, *TINY_WIDTHS, "--num_envs", 1,
             "--total_timesteps", 24, "--warmup_steps", 8, "--batch_size", 4, "--utd_ratio", 1, "--eval_freq", 0,
-            "--max_episode_steps", 20,
+            "--max_episode_steps", 20, "--offline_fraction", 0,
         ]
     )  # fmt: skip
     assert done.status == 0, done.err

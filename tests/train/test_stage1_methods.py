@@ -92,7 +92,7 @@ def test_a_planted_bad_start_leaves_the_prior(stage1, planted, tiny_base, tiny_d
     planted("prior")
     folder, _ = stage1("noise_cloning", "--demo_path", tiny_demos)
     policy, content = handed_over(folder, tiny_base)
-    assert content["method"] == "prior"
+    assert content["method"] == "prior" and content["kl_to_prior"] == 0.0
     features = torch.randn(3, load_base_policy(tiny_base).info.feature_dim)
     dist = policy(features)
     assert not dist.mean.any() and not dist.log_sigma.any()  # a fresh policy is the prior
@@ -101,11 +101,14 @@ def test_a_planted_bad_start_leaves_the_prior(stage1, planted, tiny_base, tiny_d
 def test_a_golden_ticket_needs_no_demonstrations(stage1, planted, tiny_base) -> None:
     planted("constant 2")
     folder, _ = stage1("golden_ticket")
-    policy, _ = handed_over(folder, tiny_base)
+    policy, content = handed_over(folder, tiny_base)
     features = torch.randn(5, load_base_policy(tiny_base).info.feature_dim)
     dist = policy(features)
     assert torch.equal(dist.mean, dist.mean[:1].expand_as(dist.mean)) and dist.mean.abs().max() > 0.5
     assert torch.allclose(dist.log_sigma.exp(), torch.tensor(0.5))
+    # KL(N(m, 1/4) || N(0, 1)) = (m^2 + 1/4 - 1) / 2 + log 2 in each dimension
+    kl = ((dist.mean[0].square() - 0.75) / 2 + math.log(2)).sum()
+    assert content["kl_to_prior"] == pytest.approx(kl.item(), rel=1e-4)
     chosen = policy.act(features, torch.zeros(5, *load_base_policy(tiny_base).info.latent_shape), True)
     assert torch.allclose(chosen, squash(dist.mean, 2.0))
 
