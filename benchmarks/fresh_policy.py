@@ -13,12 +13,12 @@ import sys
 def main() -> int:
     """Measure and print."""
     # Inside, as in the `dsrl` command: environment processes import the main module and need none of this.
-    from dsrl_offpolicy.commands.evaluate import print_table
+    from dsrl_offpolicy.commands.evaluate import print_table, row_of
     from dsrl_offpolicy.configs.jobs import EvalConfig
     from dsrl_offpolicy.configs.loading import parse_job
     from dsrl_offpolicy.configs.shared import SteeringConfig
     from dsrl_offpolicy.envs.vector import make_vector_env
-    from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes, summarise
+    from dsrl_offpolicy.evaluation.episodes import evaluation_seeds, run_episodes
     from dsrl_offpolicy.models.latent_policy import LatentPolicy
     from dsrl_offpolicy.models.latent_sources import policy_source, prior_source
     from dsrl_offpolicy.rollouts.base_env import base_env_spec
@@ -33,7 +33,7 @@ def main() -> int:
     sources = {"base": prior_source(), "fresh policy": policy_source(policy, deterministic=False)}
     spec = base_env_spec(base.info, rewards_of(base), config, end_on_success=True)
     env, seeds = make_vector_env(spec, config.num_envs), evaluation_seeds(config.episodes)
-    found = {name: summarise(run_episodes(env, base, s, seeds, device)) for name, s in sources.items()}
+    found = {name: row_of(run_episodes(env, base, s, seeds, device)) for name, s in sources.items()}
     env.close()
     print_table(found, f"{config.env_id}, {config.episodes} episodes, 95 % intervals")
     return 0

@@ -38,9 +38,10 @@ def entry(summary: dict[str, Any], row: str) -> dict[str, Any]:
     return found
 
 
-def percent(row: dict[str, Any]) -> str:
-    """A rate with its interval, in per cent."""
-    return f"{100 * row['success']:.0f} [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
+def percent(row: dict[str, Any], episodes: int) -> str:
+    """A rate with its interval, in per cent; with its n where that is not ``episodes``."""
+    text = f"{100 * row['success']:.0f} [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
+    return text if row["episodes"] == episodes else f"{text}, n {row['episodes']}"
 
 
 def evaluations(folder: Path) -> list[Row]:
@@ -94,7 +95,8 @@ def main() -> int:
     summaries = {s: json.loads((f / "summary.json").read_text()) for s, f in folders.items()}
     columns = [f"seed {s}" for s in summaries]
     table = {
-        title: [percent(entry(summary, row)) for summary in summaries.values()] for row, title in ROWS.items()
+        title: [percent(entry(s, row), s["base"]["episodes"]) for s in summaries.values()]
+        for row, title in ROWS.items()
     }
     facts = {s: claims(folders[s], summaries[s]) for s in summaries}
     checks = {name: [facts[s][name] for s in facts] for name in facts[arguments.seeds[0]]}

@@ -21,7 +21,7 @@ from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import EpisodeOutcome, probing_seeds, run_episodes
 from dsrl_offpolicy.evaluation.noise_effect import NoiseEffect, ObservationKeeper, measure_noise_effect
-from dsrl_offpolicy.evaluation.paired_looks import Compared, compare_paired
+from dsrl_offpolicy.evaluation.paired_looks import STANDINGS, Compared, compare_paired
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.models.latent_sources import constant_source, drawn_constants, prior_source
 from dsrl_offpolicy.rollouts.base_env import base_env_spec, check_fit
@@ -194,9 +194,6 @@ def _print(config: ProbeConfig, found: Probe) -> None:
     console.print(f"\nWhat to expect from steering ({found.env_steps:,} env steps were spent on this)")
     for sentence in found.page:
         console.print(f"- {sentence.text}")
-
-
-STANDINGS = {"above": "above", "below": "below", "open": "not shown"}
 
 
 def _facts(found: Probe) -> list[tuple[str, str]]:

@@ -233,7 +233,7 @@ def _summary(
 
 
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:
-    print(f"\n{summary['task']}, seed {summary['seed']}: success over the same episodes, 95 % Wilson intervals")
+    print(f"\n{summary['task']}, seed {summary['seed']}: success on the same starts, 95 % Wilson intervals")
     for name in ("base", "stage1", "stage2"):
         row = summary[name]
         print(

@@ -359,7 +359,11 @@ class EvalConfig(JobConfig, EvaluationConfig, BasePolicyConfig):
     constants: CountOrNone = 16
     """Constant noise vectors to screen for the control "best constant"; 0 omits it."""
     screening_episodes: Count = 10
-    """Episodes per screened vector, on starts that no row reports."""
+    """Most episodes per screened vector, on starts that no row reports; one that cannot be the best any more
+    ends."""
+    end_decided_rows: bool = False
+    """End a row once it is shown to be below the last latent policy given (Stage 2's, else Stage 1's); the base,
+    w = 0 and that policy itself run all episodes."""
     best_of: CountOrNone = 32
     """Draws of the prior of which Q^A takes the best in each state: the control "best of N by Q^A". 0 omits it;
     a base policy without Q^A has no such row."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -127,7 +127,47 @@ def _outcome(seed: int, slot: int, info: Mapping[str, Any]) -> EpisodeOutcome:
     )
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Episode:
+    """An episode to run.
+
+    Attributes:
+        index: what its queue knows it by.
+        source: chooses the latents.
+        seed: of the start and of the noise.
+    """
+
+    index: int
+    source: LatentSource
+    seed: int
+
+
+@runtime_checkable
+class EpisodeQueue(Protocol):
+    """Which episodes to run, decided while others run."""
+
+    def take(self) -> Episode | None:
+        """Return the next one to begin; None where nothing is left, now and later."""
+
+    def ended(self, episode: Episode, outcome: EpisodeOutcome) -> bool:
+        """Hear what one came to; returns whether those that still run are wanted."""
+
+
+class _InOrder:
+    """One episode per seed of one policy."""
+
+    def __init__(self, source: LatentSource, seeds: Sequence[int]) -> None:
+        self._waiting = iter([Episode(index, source, int(seed)) for index, seed in enumerate(seeds)])
+        self.outcomes: dict[int, EpisodeOutcome] = {}
+
+    def take(self) -> Episode | None:
+        return next(self._waiting, None)
+
+    def ended(self, episode: Episode, outcome: EpisodeOutcome) -> bool:
+        self.outcomes[episode.index] = outcome
+        return True
+
+
 def run_episodes(
     env: MacroVectorEnv,
     base_policy: BasePolicy,
@@ -138,8 +178,7 @@ def run_episodes(
     """Run one episode per seed, in that order. An episode whose environment process is lost starts over.
 
     Args:
-        env: macro-step environments that do not reset by themselves (``envs.make_vector_env``). Those with
-            ``batched`` (one simulation) start their next episodes only when all have ended.
+        env: see :func:`run_queue`.
         base_policy: decodes latents to chunks, of which it tells the executed rows.
         latent_source: chooses the latents.
         seeds: start of each episode, and seed of its noise.
@@ -148,41 +187,88 @@ def run_episodes(
     Raises:
         NonFiniteError: actions or returns that are not finite, as observations and rewards make them.
     """
+    queue = _InOrder(latent_source, seeds)
+    run_queue(env, base_policy, queue, device)
+    return [queue.outcomes[index] for index in range(len(seeds))]
+
+
+@torch.no_grad()
+def run_queue(
+    env: MacroVectorEnv, base_policy: BasePolicy, queue: EpisodeQueue, device: torch.device | str = "cpu"
+) -> int:
+    """Run the episodes of a queue, of several policies side by side. Returns the env steps that they took, those
+    of episodes that were no longer wanted included. An episode whose environment process is lost starts over.
+
+    Args:
+        env: macro-step environments that do not reset by themselves (``envs.make_vector_env``). Those with
+            ``batched`` (one simulation) start their next episodes only when all have ended.
+        base_policy: decodes latents to chunks, of which it tells the executed rows.
+        queue: tells what to run, in which order.
+        device: where policies compute.
+
+    Raises:
+        NonFiniteError: actions or returns that are not finite, as observations and rewards make them.
+    """
     slots = env.num_envs
     batched = env.capabilities.batched
     noise = NoiseStreams(base_policy.info.latent_shape)
-    outcomes: dict[int, EpisodeOutcome] = {}
-    waiting = list(enumerate(seeds))[::-1]
-    running: dict[int, int] = {}
+    running: dict[int, Episode] = {}
+    again: list[Episode] = []
+    env_steps = 0
 
-    def start(free: list[int]) -> Any:
-        assigned = {slot: waiting.pop() for slot in free if waiting}
-        running.update({slot: index for slot, (index, _) in assigned.items()})
-        for slot, (_, seed) in assigned.items():
-            noise.start(slot, seed)
+    def take() -> Episode | None:
+        return again.pop() if again else queue.take()
+
+    def reset(assigned: dict[int, Episode]) -> Any:
+        running.update(assigned)
+        for slot, episode in assigned.items():
+            noise.start(slot, episode.seed)
+            acting[slot] = episode.source
         mask = np.array([slot in assigned for slot in range(slots)])
-        slot_seeds = [assigned[s][1] if s in assigned else None for s in range(slots)]
-        obs, _ = env.reset(seed=slot_seeds, options={"reset_mask": mask})
+        seeds = [assigned[s].seed if s in assigned else None for s in range(slots)]
+        obs, _ = env.reset(seed=seeds, options={"reset_mask": mask})
         return obs
 
-    if len(seeds) < slots:  # slots without an episode still need a first observation
-        env.reset(seed=[int(seeds[0])] * slots)
+    def assign(free: list[int]) -> dict[int, Episode]:
+        return {slot: episode for slot in free if (episode := take()) is not None}
+
+    first = assign(list(range(slots)))
+    if not first:
+        return 0
+    acting = [first[0].source] * slots
+    if len(first) < slots:  # slots without an episode still need a first observation
+        env.reset(seed=[first[0].seed] * slots)
         for slot in range(slots):
-            noise.start(slot, int(seeds[0]))
-    obs = start(list(range(slots)))
+            noise.start(slot, first[0].seed)
+    obs = reset(first)
     while running:
         encoding = base_policy.encode(observation_tensors(obs, device))
-        chunk = _act(base_policy, encoding, latent_source(encoding.features, noise.draw(slots).to(device)))
+        chunk = _act(base_policy, encoding, _choose(acting, encoding.features, noise.draw(slots).to(device)))
         obs, _, terminated, truncated, info = env.step(chunk if batched else chunk.cpu().numpy())
         over = torch.as_tensor(terminated | truncated).tolist()
         lost = [slot for slot in list(running) if info.get("lost", [False] * slots)[slot]]
-        for slot in lost:  # its process was replaced: the episode begins again
-            index = running.pop(slot)
-            waiting.append((index, seeds[index]))
+        again += [running.pop(slot) for slot in lost]  # its process was replaced: the episode begins again
         ended = [slot for slot in list(running) if over[slot]]
+        wanted = True
         for slot in ended:
-            index = running.pop(slot)
-            outcomes[index] = _outcome(int(seeds[index]), slot, info)
-        if (ended or lost) and waiting and not (batched and running):
-            obs = start(list(range(slots)) if batched else ended + lost)
-    return [outcomes[index] for index in range(len(seeds))]
+            episode = running.pop(slot)
+            outcome = _outcome(episode.seed, slot, info)
+            env_steps += outcome.length
+            wanted &= queue.ended(episode, outcome)
+        if not wanted:
+            return env_steps + sum(int(info["episode_length"][slot]) for slot in running)
+        if (ended or lost) and not (batched and running):
+            assigned = assign(list(range(slots)) if batched else ended + lost)
+            obs = reset(assigned) if assigned else obs
+    return env_steps
+
+
+def _choose(acting: Sequence[LatentSource], features: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """The latents of all slots, of which each has its own source: one call for each that there is."""
+    latent = torch.empty_like(noise)
+    for source in {id(source): source for source in acting}.values():
+        rows = [slot for slot, one in enumerate(acting) if one is source]
+        if len(rows) == len(acting):
+            return source(features, noise)
+        latent[rows] = source(features[rows], noise[rows])
+    return latent

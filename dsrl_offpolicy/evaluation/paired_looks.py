@@ -27,6 +27,9 @@ ERROR_RATE = 0.05
 Standing = Literal["above", "below", "open"]
 """What has been shown; ``open``: neither."""
 
+STANDINGS: dict[Standing, str] = {"above": "above", "below": "below", "open": "not shown"}
+"""How tables call it."""
+
 
 @dataclass
 class Compared:
@@ -103,22 +106,13 @@ def compare_paired(
     alive = list(candidates)
 
     def run(name: str, until: int) -> None:
-        one = compared[name]
-        pairs = reference[one.episodes : until]
-        new = evaluate(candidates[name], [pair.seed for pair in pairs])
-        one.outcomes += new
-        for mine, other in zip(new, pairs, strict=True):
-            one.wins += mine.success_once and not other.success_once
-            one.losses += other.success_once and not mine.success_once
+        _run(compared[name], candidates[name], reference[compared[name].episodes : until], evaluate)
 
     for count in counts:
         for name in alive:
             run(name, count)
             one = compared[name]
-            if sign_test(one.wins, one.losses) <= level:
-                one.standing = "above"
-            elif sign_test(one.losses, one.wins) <= level:
-                one.standing = "below"
+            one.standing = _standing(one, level)
             told(name, one)
         if above := [name for name in alive if compared[name].standing == "above"]:
             for name in [name for name in above if count < len(reference)]:
@@ -127,6 +121,52 @@ def compare_paired(
             break
         alive = [name for name in alive if _may_become_above(compared[name], reference, level)]
     return compared
+
+
+def run_until_below(
+    reference: Sequence[EpisodeOutcome],
+    source: LatentSource,
+    evaluate: Evaluate,
+    *,
+    rows: int,
+    whole: bool = False,
+    error_rate: float = ERROR_RATE,
+) -> Compared:
+    """Run one of several policies on the starts of ``reference``, look by look, until it is shown to be below.
+
+    One that is above, or of which nothing is shown, runs on all starts; what a look has shown stays.
+
+    Args:
+        reference: outcomes on all starts.
+        source: the policy.
+        evaluate: runs it on starts, given by their seeds.
+        rows: how many are compared with the reference.
+        whole: run it on all starts even where it is below.
+        error_rate: see the module, for all rows together.
+    """
+    one = Compared()
+    counts = look_counts(len(reference))
+    for count in counts:
+        _run(one, source, reference[one.episodes : count], evaluate)
+        if one.standing == "open":
+            one.standing = _standing(one, error_rate / (len(counts) * rows))
+        if one.standing == "below" and not whole:
+            break
+    return one
+
+
+def _run(one: Compared, source: LatentSource, pairs: Sequence[EpisodeOutcome], evaluate: Evaluate) -> None:
+    new = evaluate(source, [pair.seed for pair in pairs])
+    one.outcomes += new
+    for mine, other in zip(new, pairs, strict=True):
+        one.wins += mine.success_once and not other.success_once
+        one.losses += other.success_once and not mine.success_once
+
+
+def _standing(one: Compared, level: float) -> Standing:
+    if sign_test(one.wins, one.losses) <= level:
+        return "above"
+    return "below" if sign_test(one.losses, one.wins) <= level else "open"
 
 
 def _may_become_above(one: Compared, reference: Sequence[EpisodeOutcome], level: float) -> bool:

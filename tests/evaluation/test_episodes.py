@@ -13,7 +13,14 @@ from tiny_worlds import HalvingPolicy, counting_vector
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.errors import NonFiniteError
-from dsrl_offpolicy.evaluation.episodes import choosing_seeds, evaluation_seeds, run_episodes
+from dsrl_offpolicy.evaluation.episodes import (
+    Episode,
+    EpisodeOutcome,
+    choosing_seeds,
+    evaluation_seeds,
+    run_episodes,
+    run_queue,
+)
 from dsrl_offpolicy.models.latent_sources import constant_source, prior_source
 from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED
 
@@ -145,3 +152,54 @@ def test_frames_reach_the_policy_oldest_first():
     env = counting_vector([CountingEnv(truncate_at=4)], counting_spec())
     run_episodes(env, _Listening(), prior_source(), [6])
     assert seen == [[[6, 0], [6, 0]], [[6, 1], [6, 2]]]
+
+
+class _Queue:
+    """Given episodes, until so many have ended."""
+
+    def __init__(self, episodes: list[Episode], enough: int) -> None:
+        self.left, self.enough = episodes[::-1], enough
+        self.outcomes: dict[int, EpisodeOutcome] = {}
+
+    def take(self) -> Episode | None:
+        return self.left.pop() if self.left else None
+
+    def ended(self, episode: Episode, outcome: EpisodeOutcome) -> bool:
+        self.outcomes[episode.index] = outcome
+        return len(self.outcomes) < self.enough
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 7])
+def test_policies_side_by_side_are_what_they_are_alone(slots):
+    def times(factor):
+        return lambda features, noise: factor * noise
+
+    sources, seeds = [times(1.0), times(-2.0)], [21, 22, 23]
+    settings = {"terminate_at": 3, "varied": 4}
+    alone = [
+        run_episodes(counting_vector([_NoiseReturn(**settings)], counting_spec()), HalvingPolicy(), source, seeds)
+        for source in sources
+    ]
+    episodes = [Episode(10 * i + s, sources[i], seed) for s, seed in enumerate(seeds) for i in (0, 1)]
+    queue = _Queue(episodes, len(episodes))
+    env = counting_vector([_NoiseReturn(**settings) for _ in range(slots)], counting_spec())
+    steps = run_queue(env, HalvingPolicy(), queue)
+    for i, outcomes in enumerate(alone):
+        assert [queue.outcomes[10 * i + s] for s in range(3)] == outcomes
+    assert alone[0] != alone[1]
+    assert steps == 2 * (4 + 5 + 6)  # 3 + seed % 4 env steps: 21, 22, 23 leave 1, 2, 3
+
+
+def test_episodes_that_are_no_longer_wanted_are_left_and_their_steps_counted():
+    env = counting_vector([CountingEnv(terminate_at=2, varied=9) for _ in range(2)], counting_spec())
+    # 2 + seed % 9 env steps: 3 and 7. When the first ends, after two chunks of 2, the other has made 4.
+    queue = _Queue([Episode(i, prior_source(), seed) for i, seed in enumerate([1, 5, 8])], enough=1)
+    assert run_queue(env, HalvingPolicy(), queue) == 3 + 4
+    assert list(queue.outcomes) == [0] and len(queue.left) == 1
+    again = run_episodes(env, HalvingPolicy(), prior_source(), [5, 1])
+    assert [(o.seed, o.length) for o in again] == [(5, 7), (1, 3)]
+
+
+def test_nothing_to_run_takes_no_steps():
+    env = counting_vector([CountingEnv(truncate_at=2)], counting_spec())
+    assert run_queue(env, HalvingPolicy(), _Queue([], 1)) == 0 and env.envs[0].unwrapped.resets == 0

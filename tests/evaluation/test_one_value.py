@@ -11,13 +11,14 @@ import pytest
 from run_rows import STAGE1_RUN, VERIFIED, stage1_rows
 
 from dsrl_offpolicy.analysis.run_health import check_run
-from dsrl_offpolicy.commands.evaluate import print_table, write_table
+from dsrl_offpolicy.commands.evaluate import print_table, row_of, write_table
 from dsrl_offpolicy.configs.jobs import Stage1Config
 from dsrl_offpolicy.evaluation.episodes import EpisodeOutcome, summarise
 from dsrl_offpolicy.evaluation.intervals import mean_interval
 from dsrl_offpolicy.tracking.run import Run
 
-ONE = summarise([EpisodeOutcome(0, True, True, -3.0, 4)])
+OUTCOME = EpisodeOutcome(0, True, True, -3.0, 4)
+ONE = summarise([OUTCOME])
 
 
 def test_a_mean_of_one_value_has_no_bounds():
@@ -33,13 +34,13 @@ def test_an_evaluation_of_one_episode_is_a_row_without_them_and_strict_json(tmp_
 
 
 def test_the_table_of_one_episode_keeps_its_columns(tmp_path, capsys):
-    write_table(tmp_path, {"base": ONE})
+    write_table(tmp_path, {"base": row_of([OUTCOME])})
     with (tmp_path / "evaluation.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["episode_return"] == "-3.0" and row["episode_return_low"] == row["length_high"] == ""
     (entry,) = json.loads((tmp_path / "evaluation.json").read_text())
     assert entry["episode_return_low"] is None and entry["success_once_high"] == pytest.approx(1.0)
-    print_table({"base": ONE}, "one episode")
+    print_table({"base": row_of([OUTCOME])}, "one episode")
     assert "-3 " in capsys.readouterr().out
 
 

@@ -14,7 +14,14 @@ from dsrl_offpolicy.evaluation.episodes import (
     probing_seeds,
     starting_seeds,
 )
-from dsrl_offpolicy.evaluation.paired_looks import Compared, compare_paired, look_counts, sign_test
+from dsrl_offpolicy.evaluation.paired_looks import (
+    Compared,
+    compare_paired,
+    look_counts,
+    run_until_below,
+    sign_test,
+)
+from dsrl_offpolicy.models.latent_sources import prior_source
 
 Succeeds = Callable[[int], bool]
 
@@ -145,3 +152,45 @@ def test_a_much_better_constant_is_found_most_of_the_time():
 def test_a_probe_has_starts_of_its_own():
     used = {*evaluation_seeds(500_000), *choosing_seeds(250_000), *starting_seeds(125_000)}
     assert len(set(probing_seeds(1000))) == 1000 and not used & set(probing_seeds(1000))
+
+
+def until_below(prior: Succeeds, one: Succeeds, rows: int = 1, whole: bool = False) -> Compared:
+    def evaluate(source, seeds):
+        return outcomes(seeds, one)
+
+    reference = outcomes(range(40), prior)
+    return run_until_below(reference, prior_source(), evaluate, rows=rows, whole=whole)
+
+
+def test_a_row_ends_at_the_look_that_shows_it_below():
+    # One row and 4 looks: .05 / 4 = .0125. After 10 starts it has lost 7 : 0, p = 1/128 = .0078.
+    found = until_below(lambda s: s < 7, lambda s: s > 30)
+    assert (found.standing, found.episodes, found.losses) == ("below", 10, 7)
+    # Among six rows the level is .0021: 7 : 0 is not enough; 20 starts bring no more, 9 : 0 (.00195) would.
+    found = until_below(lambda s: s < 7, lambda s: s > 30, rows=6)
+    assert (found.standing, found.episodes) == ("open", 40)
+    found = until_below(lambda s: s < 7 or s in (15, 16), lambda s: s > 30, rows=6)
+    assert (found.standing, found.episodes, found.losses) == ("below", 20, 9)
+
+
+def test_a_row_of_all_starts_keeps_what_a_look_has_shown():
+    # Lost 7 : 0 after 10 starts, then wins on 10 to 39: 7 : 30 in the end.
+    found = until_below(lambda s: s < 7, lambda s: s >= 10, whole=True)
+    assert (found.standing, found.episodes, found.wins, found.losses) == ("below", 40, 30, 7)
+
+
+def test_a_row_that_is_above_or_undecided_runs_on_all_starts():
+    found = until_below(lambda s: False, lambda s: s < 7)
+    assert (found.standing, found.episodes) == ("above", 40)
+    found = until_below(lambda s: s % 2 == 0, lambda s: s % 2 == 0)
+    assert (found.standing, found.episodes, found.wins, found.losses) == ("open", 40, 0, 0)
+
+
+def test_rows_as_good_as_the_reference_seldom_end():
+    """Six rows that are exactly as good as the reference."""
+    rng, tries, alarms = np.random.default_rng(2), 400, 0
+    for _ in range(tries):
+        drawn = rng.random((7, 40)) < 0.5
+        found = [until_below(lambda s, d=drawn: d[0, s], lambda s, d=drawn, i=i: d[i, s], 6) for i in range(1, 7)]
+        alarms += any(row.episodes < 40 for row in found)
+    assert alarms / tries < 0.065  # at most 5 %, whose standard error in 400 tries is 1.1 points
