@@ -33,6 +33,7 @@ TOOLS = {
         "dsrl_offpolicy.commands.compare",
         "RUN_DIR...: compare Stage 2 runs over seeds, with intervals",
     ),
+    "export": ("dsrl_offpolicy.commands.export", "RUN_DIR --out FOLDER: write a steered policy to share"),
     "checkpoint": ("dsrl_offpolicy.commands.checkpoint", "inspect FILE: show what a checkpoint holds"),
     "doctor": (
         "dsrl_offpolicy.commands.doctor",

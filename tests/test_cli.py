@@ -65,7 +65,7 @@ def files(tmp_path, monkeypatch, tiny_demos, tiny_base, tiny_stage1) -> Files:
 def test_help_lists_every_command(run_command):
     done = run_command(["--help"])
     assert done.status == 0 and done.err == ""
-    for command in ("quickstart", "demos", "pretrain", "stage1", "stage2", "eval"):
+    for command in ("quickstart", "demos", "pretrain", "stage1", "stage2", "eval", "export"):
         assert command in done.out
     assert run_command([]).status == 2
     assert run_command(["--version"]).out.strip() == dsrl_offpolicy.__version__

@@ -32,7 +32,10 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 FACADE = PACKAGE / "__init__.py"
 """``from dsrl_offpolicy import load_base_policy``: imports its one name when it is asked for."""
 
-MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != FACADE)
+ENTRY = PACKAGE / "__main__.py"
+"""``python -m dsrl_offpolicy``: calls the command line."""
+
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p not in (FACADE, ENTRY))
 
 
 def _room(dotted: str) -> str:

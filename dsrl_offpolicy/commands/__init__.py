@@ -1,1 +1,1 @@
-"""What a user types that is no stage: quickstart, demos, eval, probe, compare, doctor, checkpoint."""
+"""What a user types that is no stage: quickstart, demos, eval, probe, compare, export, doctor, checkpoint."""
