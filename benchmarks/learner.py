@@ -2,11 +2,14 @@
 
     pip install -e ".[peers]"
     python benchmarks/learner.py [--widths 256 512] [--batches 256] [--threads 1] [--device cpu] [--json FILE]
+        [--precisions fp32 bf16] [--learners NAME ...] [--clock cpu]
 
 One process, held to as many CPUs as threads; all learners in turn, `--repeats` times, medians. Every gradient step
 of every learner samples its batch from a full replay buffer and updates twin critics, actor, temperature and
-targets once. The limit is the time of the matrix products that such an update cannot do without (`torch.mm`, one
-by one).
+targets once. A limit is the time of the matrix products that such an update cannot do without (`torch.mm`, one by
+one), in fp32 or, of operands that are bf16 already, in bf16. bf16 is measured where the device has instructions
+for it, or where --precisions asks for it. `--clock cpu` counts this process's CPU time: for a machine that others
+use, and for learners on the CPU alone.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +35,15 @@ STORED = 10_000
 TRAITS = {
     "ours": "ReLU, LayerNorm in actor and critics",
     "ours, compiled": "ReLU, LayerNorm in actor and critics",
+    "ours, bf16": "ReLU, LayerNorm in actor and critics",
+    "ours, compiled, bf16": "ReLU, LayerNorm in actor and critics",
     "Stable-Baselines3": "ReLU, no normalisation (it offers none)",
     "SBX, layer_norm": "ReLU, LayerNorm in the critics",
     "SBX": "ReLU, no normalisation",
 }
+PEERS = {"Stable-Baselines3": "stable_baselines3", "SBX, layer_norm": "sbx", "SBX": "sbx"}
+"""And the packages that they come in."""
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def products(width: int, batch: int, heads: int = 2, latent: int = ROWS * ACTION_DIM) -> list[Shape]:
@@ -72,17 +80,20 @@ def finished(device: str) -> None:
         torch.accelerator.synchronize(device)
 
 
-def matrix_limit(width: int, batch: int, steps: int, device: str) -> Callable[[], None]:
+def matrix_limit(width: int, batch: int, steps: int, device: str, precision: str = "fp32") -> Callable[[], None]:
     """Runs the products of ``steps`` updates."""
     import torch
 
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     shapes = products(width, batch)
     tensors = {
         (m, k, n): (
-            torch.randn(m, k, device=device), torch.randn(k, n, device=device), torch.empty(m, n, device=device)
+            torch.randn(m, k, device=device).to(dtype),
+            torch.randn(k, n, device=device).to(dtype),
+            torch.empty(m, n, device=device, dtype=dtype),
         )
         for m, k, n in set(shapes)
-    }  # fmt: skip
+    }
 
     def run() -> None:
         for _ in range(steps):
@@ -136,11 +147,15 @@ def filled_buffer(latent_dim: int, stored: int = STORED, device: str = "cpu") ->
     return buffer
 
 
-def ours(width: int, batch: int, steps: int, device: str, compiled: bool) -> Callable[[], None]:
+def ours(
+    width: int, batch: int, steps: int, device: str, compiled: bool, precision: str = "fp32"
+) -> Callable[[], None]:
     """Our learner."""
     from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
+    from dsrl_offpolicy.models.precision import use_precision
 
     agent, buffer = our_agent(width, device=device), filled_buffer(ROWS * ACTION_DIM, device=device)
+    use_precision(agent, precision)
     update: Callable[..., Any] = agent.update
     if compiled:
         start = time.monotonic()
@@ -197,35 +212,42 @@ def peer(name: str, width: int, batch: int, steps: int, device: str) -> Callable
     return run
 
 
-def measure(width: int, batch: int, steps: int, repeats: int, device: str) -> dict[str, float]:
-    """Medians of gradient steps per second, of the limit and of every learner that can be imported."""
-    runs: dict[str, Callable[[], None]] = {
-        "limit": matrix_limit(width, batch, steps, device),
-        "ours": ours(width, batch, steps, device, compiled=False),
-        "ours, compiled": ours(width, batch, steps, device, compiled=True),
+def learner(name: str, width: int, batch: int, steps: int, device: str) -> Callable[[], None] | None:
+    """The learner of that name in ``TRAITS``; None, with a line, where its package is missing."""
+    if name not in PEERS:
+        words = name.split(", ")
+        precision = "bf16" if "bf16" in words else "fp32"
+        return ours(width, batch, steps, device, compiled="compiled" in words, precision=precision)
+    if importlib.util.find_spec(PEERS[name]):
+        return peer(name, width, batch, steps, device)
+    print(f"{name}: left out, {PEERS[name]} is not installed (pip install -e '.[peers]')", file=sys.stderr)
+    return None
+
+
+def measure(width: int, batch: int, arguments: argparse.Namespace) -> dict[str, float]:
+    """Medians of gradient steps per second, of the limits and of every learner that can be imported."""
+    steps, device, now = arguments.steps, arguments.device, CLOCKS[arguments.clock]
+    runs = {
+        f"limit, {precision}": matrix_limit(width, batch, steps, device, precision)
+        for precision in arguments.precisions
     }
-    for name, module in (
-        ("Stable-Baselines3", "stable_baselines3"),
-        ("SBX, layer_norm", "sbx"),
-        ("SBX", "sbx"),
-    ):
-        if importlib.util.find_spec(module):
-            runs[name] = peer(name, width, batch, steps, device)
-        else:
-            print(f"{name}: left out, {module} is not installed (pip install -e '.[peers]')", file=sys.stderr)
+    for name in arguments.learners:
+        found = learner(name, width, batch, steps, device)
+        if found is not None:
+            runs[name] = found
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()  # what is compiled or allocated once
-    for _ in range(repeats):
+    for _ in range(arguments.repeats):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = now()
             run()
-            rates[name].append(steps / (time.perf_counter() - start))
+            rates[name].append(steps / (now() - start))
     return {name: statistics.median(values) for name, values in rates.items()}
 
 
-def main() -> int:
-    """Measure and print."""
+def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=[256, 512])
     parser.add_argument("--batches", type=int, nargs="+", default=[256])
@@ -233,8 +255,32 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20, help="gradient steps per turn")
     parser.add_argument("--repeats", type=int, default=15, help="turns of every learner")
     parser.add_argument("--device", default="cpu", help="of all learners and of the limit: cpu or cuda")
+    parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], help="default: those of the device")
+    parser.add_argument("--learners", nargs="+", choices=TRAITS, help="default: all, in these precisions")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    if arguments.clock == "cpu" and arguments.device != "cpu":
+        parser.error("--clock cpu does not see what another device does")
+    return arguments
+
+
+def fill_in(arguments: argparse.Namespace) -> None:
+    """Choose the precisions that the device has, and all learners in these, where nothing else is asked for."""
+    if arguments.precisions is None:
+        import torch
+
+        from dsrl_offpolicy.train.precision import supported
+
+        arguments.precisions = [p for p in supported(torch.device(arguments.device)) if p != "tf32"]
+    if arguments.learners is None:
+        wanted = set(arguments.precisions)
+        arguments.learners = [n for n in TRAITS if n in PEERS or ("bf16" if "bf16" in n else "fp32") in wanted]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    arguments = parsed(argv)
     # Before any library starts its threads; JAX has no other way to be held to one.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-arguments.threads :])
     os.environ["JAX_PLATFORMS"] = arguments.device
@@ -242,16 +288,20 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(arguments.threads)
+    fill_in(arguments)
     rows = []
     for width in arguments.widths:
         for batch in arguments.batches:
-            found = measure(width, batch, arguments.steps, arguments.repeats, arguments.device)
-            limit = found.pop("limit")
-            where = f"{arguments.threads} thread(s), {arguments.device}"
-            print(f"\nwidth {width}, batch {batch}, {where}; limit {limit:.1f} updates/s")
-            print(f"{'learner':<20}{'steps/s':>9}{'of limit':>10}  activation, normalisation")
+            found = measure(width, batch, arguments)
+            limits = {p: found.pop(f"limit, {p}") for p in arguments.precisions}
+            where = f"{arguments.threads} thread(s), {arguments.device}, {arguments.clock} time"
+            told = ", ".join(f"{rate:.1f} in {precision}" for precision, rate in limits.items())
+            print(f"\nwidth {width}, batch {batch}, {where}; limits: {told} updates/s")
+            heads = "".join(f"{'of ' + precision:>9}" for precision in limits)
+            print(f"{'learner':<22}{'steps/s':>9}{heads}  activation, normalisation")
             for name, rate in found.items():
-                print(f"{name:<20}{rate:>9.1f}{rate / limit:>10.2f}  {TRAITS[name]}")
+                shares = "".join(f"{rate / limit:>9.2f}" for limit in limits.values())
+                print(f"{name:<22}{rate:>9.1f}{shares}  {TRAITS[name]}")
                 rows.append(
                     {
                         "learner": name,
@@ -260,7 +310,8 @@ def main() -> int:
                         "threads": arguments.threads,
                         "device": arguments.device,
                         "steps_per_second": round(rate, 2),
-                        "fraction_of_limit": round(rate / limit, 4),
+                        "clock": arguments.clock,
+                        "fraction_of_limit": {p: round(rate / limit, 4) for p, limit in limits.items()},
                     }
                 )
     if arguments.json:

@@ -2,32 +2,37 @@
 
 ``DSRLSACAgent.update`` is the same step written for reading, and the reference for this one (a test holds them
 together). What the compiler removes is everything between the matrix products: passes over memory, autograd's
-bookkeeping, the optimisers' Python. Shapes are static, noise is drawn outside, nothing waits for the host: on CUDA
-the graph can be captured.
+bookkeeping, the optimisers' Python. Shapes are static, noise is drawn outside, nothing waits for the host.
+
+The step is traced once, to a graph of all the tensors that it reads and changes, and the graph goes to inductor.
+``torch.compile`` would look before every call whether anything that its graph depends on has changed (its guards);
+here that is known, and two comparisons do.
 """
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
-from typing import Any
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-import torch._dynamo.config
+import torch._inductor
 from torch import Tensor, nn
 from torch.func import functional_call, grad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent, Networks
 from dsrl_offpolicy.agents.steering_agent import Metrics
 from dsrl_offpolicy.contracts import MacroBatch
+from dsrl_offpolicy.errors import one_line
 
 Weights = dict[str, Tensor]
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 """Adam's, as ``torch.optim`` has them by default."""
 
 
-@dataclass
-class Moments:
+class Moments(NamedTuple):
     """What Adam keeps of some parameters, and their learning rate: tensors that the graph changes in place."""
 
     exp_avg: list[Tensor]
@@ -36,17 +41,19 @@ class Moments:
     lr: Tensor
 
 
-@dataclass
-class TrainingTensors:
-    """Everything that an update changes: views of an agent's weights and of its optimisers' state."""
+class TrainingTensors(NamedTuple):
+    """What an update reads and changes: views of an agent's weights and of its optimisers' state."""
 
     actor: Weights
     online: Weights
     target: Weights
+    anchor: Weights
+    """Empty where KL is measured to the prior."""
     log_alpha: Tensor
     actor_moments: Moments
     critic_moments: Moments
-    temperature_moments: Moments | None
+    temperature_moments: tuple[Moments, ...]
+    """One where the temperature is learned, else none."""
 
 
 class CompiledUpdate:
@@ -54,7 +61,7 @@ class CompiledUpdate:
 
     Args:
         agent: trained in place; its optimisers' state and learning rates are read and kept up to date.
-        batch_size: of all batches to come.
+        batch_size: of the batches to come. One of another size gets the plain update.
 
     Raises:
         RuntimeError: the compiler does not work here; the agent is as it was.
@@ -62,38 +69,69 @@ class CompiledUpdate:
 
     def __init__(self, agent: DSRLSACAgent, batch_size: int) -> None:
         self.agent = agent
-        # On CUDA the reordering of loops dies of an assertion in torch 2.11; the CPU's kernels gain from it.
-        options: Any = None if agent.log_alpha.device.type == "cpu" else {"loop_ordering_after_fusion": False}
-        self._graph: Any = torch.compile(_Step(agent), dynamic=False, options=options)
-        self._tensors = _tensors_of(agent, copies=True)
+        self._size = batch_size
+        self._has_anchor = agent.anchor is not None
+        self._tensors, self._leaves = _bind(agent, copies=True)
         self._bound: Tensor | None = None
-        zeros = torch.zeros(batch_size, agent.layout.dim, device=agent.log_alpha.device)
-        features = torch.zeros(batch_size, agent.feature_dim, device=zeros.device)
-        batch = MacroBatch(features, zeros, zeros[:, 0].clone(), zeros[:, 0].clone(), features.clone())
-        noise = [torch.zeros_like(zeros), torch.zeros_like(zeros)]
-        # Beyond its limits torch runs further learners uncompiled and says nothing.
-        no_limits = {"recompile_limit": sys.maxsize, "accumulated_recompile_limit": sys.maxsize}
         try:
-            with torch._dynamo.config.patch(no_limits):
-                for update_actor in (True, False):  # on copies: nothing of the agent changes
-                    self._graph(self._tensors, batch, noise, update_actor)
-        except (RuntimeError, OSError, NotImplementedError) as error:
-            raise RuntimeError(" ".join(str(error).split())) from error
+            # on copies: nothing of the agent changes
+            self._graphs = {with_actor: self._compile(with_actor) for with_actor in (True, False)}
+        except Exception as error:  # whatever a compiler raises
+            raise RuntimeError(one_line(error)) from error
+
+    def _compile(self, update_actor: bool) -> Callable[..., Metrics]:
+        """The graph of one step: ``(*leaves of TrainingTensors, *batch, *noise) -> metrics``."""
+        agent, device = self.agent, self.agent.log_alpha.device
+        latent = torch.zeros(self._size, agent.layout.dim, device=device)
+        features = torch.zeros(self._size, agent.feature_dim, device=device)
+        scalar = torch.zeros(self._size, device=device)
+        inputs: list[Any] = [
+            features,
+            latent,
+            scalar,
+            scalar.clone(),
+            features.clone(),
+            latent.clone(),
+            latent.clone(),
+        ]
+        inputs = [*self._leaves, *inputs[: 7 if update_actor else 6]]
+        _, structure = tree_flatten(self._tensors)
+        step, names = _Step(agent), list[str]()
+
+        def flat_step(*tensors: Tensor) -> list[Tensor]:
+            count = len(self._leaves)
+            state = tree_unflatten(list(tensors[:count]), structure)
+            metrics = step(state, MacroBatch(*tensors[count : count + 5]), tensors[count + 5 :], update_actor)
+            names[:] = metrics
+            return list(metrics.values())
+
+        # On CUDA the reordering of loops dies of an assertion in torch 2.11; the CPU's kernels gain from it.
+        options: Any = None if device.type == "cpu" else {"loop_ordering_after_fusion": False}
+        traced = make_fx(flat_step, tracing_mode="fake")(*inputs)
+        graph = torch._inductor.compile(traced, inputs, options=options)
+        graph(*inputs)  # what cannot be loaded fails here
+
+        def run(*tensors: Tensor) -> Metrics:
+            return dict(zip(names, graph(*tensors), strict=True))
+
+        return run
 
     def __call__(self, batch: MacroBatch, *, update_actor: bool = True) -> Metrics:
         """One gradient step; arguments and metrics are those of ``DSRLSACAgent.update``."""
         agent = self.agent
+        if len(batch.reward) != self._size or (agent.anchor is not None) != self._has_anchor:
+            return agent.update(batch, update_actor=update_actor)
         bound = self._first_moment()
         if bound is None or bound is not self._bound:  # the first step, or the optimisers' state was loaded anew
-            self._tensors = _tensors_of(agent, copies=False)
+            self._tensors, self._leaves = _bind(agent, copies=False)
             self._bound = self._first_moment()
         tensors = self._tensors
         tensors.actor_moments.lr.fill_(agent.actor_optimizer.param_groups[0]["lr"])
         tensors.critic_moments.lr.fill_(agent.critic_optimizer.param_groups[0]["lr"])
-        noise = [agent.draw_noise(batch)]
-        noise.append(agent.draw_noise(batch) if update_actor else torch.zeros_like(noise[0]))
-        metrics: Metrics = self._graph(tensors, batch, noise, update_actor)
-        return metrics
+        noise = [agent.draw_noise(batch) for _ in range(2 if update_actor else 1)]
+        fields = (batch.obs_features, batch.latent, batch.reward, batch.discount, batch.next_obs_features)
+        inputs = (field.contiguous() for field in fields)
+        return self._graphs[update_actor](*self._leaves, *inputs, *noise)
 
     def _first_moment(self) -> Tensor | None:
         optimizer = self.agent.critic_optimizer
@@ -102,16 +140,18 @@ class CompiledUpdate:
 
 
 class _Step:
-    """The function that is compiled."""
+    """The function that is compiled. Its networks are copies, which only say what is computed: while it is traced
+    others stand in the place of their weights, and the agent may be saved at any moment."""
 
     def __init__(self, agent: DSRLSACAgent) -> None:
-        self.agent = agent
+        self.agent = copy.copy(agent)
+        self.agent._modules = {name: copy.deepcopy(module) for name, module in agent._modules.items()}
 
     def __call__(
-        self, tensors: TrainingTensors, batch: MacroBatch, noise: list[Tensor], update_actor: bool
+        self, tensors: TrainingTensors, batch: MacroBatch, noise: Sequence[Tensor], update_actor: bool
     ) -> Metrics:
         agent = self.agent
-        alpha = tensors.log_alpha.exp()
+        alpha, anchor = tensors.log_alpha.exp(), agent.anchor
 
         def networks(actor: Weights, online: Weights) -> Networks:
             return Networks(
@@ -119,7 +159,7 @@ class _Step:
                 lambda s, w: functional_call(agent.critic.online, online, (s, w)),
                 lambda s, w: functional_call(agent.critic.target, tensors.target, (s, w)),
                 alpha,
-                agent.anchor,
+                (lambda s: functional_call(anchor, tensors.anchor, (s,))) if anchor is not None else None,
             )
 
         def critic_loss(online: Weights) -> tuple[Tensor, Metrics]:
@@ -137,9 +177,9 @@ class _Step:
             gradient, (actor_metrics, cost) = grad(actor_loss, has_aux=True)(tensors.actor)
             metrics = {**metrics, **actor_metrics}
             _adam_step(tensors.actor, gradient, tensors.actor_moments)
-            if tensors.temperature_moments is not None:
+            for moments in tensors.temperature_moments:
                 slope = agent.cost_target - cost.mean()  # of temperature_loss
-                _adam_step({"": tensors.log_alpha}, {"": slope}, tensors.temperature_moments)
+                _adam_step({"": tensors.log_alpha}, {"": slope}, moments)
         return metrics
 
 
@@ -158,8 +198,8 @@ def _adam_step(weights: Weights, gradient: Weights, moments: Moments) -> None:
         parameter.sub_(step_size.to(first.dtype) * first / denominator)
 
 
-def _tensors_of(agent: DSRLSACAgent, *, copies: bool) -> TrainingTensors:
-    """The agent's own tensors, without gradients, or copies of them."""
+def _bind(agent: DSRLSACAgent, *, copies: bool) -> tuple[TrainingTensors, list[Tensor]]:
+    """The agent's own tensors, without gradients, or copies of them; and the same as the graph takes them."""
 
     def own(tensor: Tensor) -> Tensor:
         return tensor.detach().clone() if copies else tensor.detach()
@@ -174,15 +214,17 @@ def _tensors_of(agent: DSRLSACAgent, *, copies: bool) -> TrainingTensors:
         exp_avg, exp_avg_sq, step = ([own(s[key]) for s in states] for key in ("exp_avg", "exp_avg_sq", "step"))
         return Moments(exp_avg, exp_avg_sq, step, lr)
 
-    return TrainingTensors(
+    tensors = TrainingTensors(
         weights(agent.actor),
         weights(agent.critic.online),
         weights(agent.critic.target),
+        weights(agent.anchor) if agent.anchor is not None else {},
         own(agent.log_alpha),
         moments(agent.actor_optimizer, 0),
         moments(agent.critic_optimizer, 0),
-        moments(agent.actor_optimizer, 1) if agent.log_alpha.requires_grad else None,
+        (moments(agent.actor_optimizer, 1),) if agent.log_alpha.requires_grad else (),
     )
+    return tensors, tree_flatten(tensors)[0]
 
 
 def _adam_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Any]:

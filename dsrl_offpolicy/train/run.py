@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import signal
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
@@ -32,6 +33,9 @@ from dsrl_offpolicy.train.saves import Saves, check_common
 T = TypeVar("T")
 
 SNAPSHOT = "non_finite.pt"
+
+TELL_EVERY = 20.0
+"""Seconds between two lines about something that is waited for."""
 
 
 class Interrupted(Exception):
@@ -220,11 +224,12 @@ class TrainingRun:
 
         return listen
 
-    def waiting_for(self, work: Callable[[], T]) -> T:
+    def waiting_for(self, work: Callable[[], T], tell: Callable[[float], None] | None = None) -> T:
         """Return what ``work`` returns, done in a thread that is left behind if a signal ends the run.
 
         Args:
             work: may not change what :meth:`Resumable.state` tells.
+            tell: is given the seconds that it has taken, every ``TELL_EVERY`` of them.
 
         Raises:
             Interrupted, NonFiniteError, InputError: as :meth:`between_steps`; and what ``work`` raises.
@@ -238,9 +243,14 @@ class TrainingRun:
                 future.set_exception(error)
 
         threading.Thread(target=do, name=LEFT_BEHIND, daemon=True).start()
+        start = told = time.monotonic()
         while not future.done():
             wait([future], timeout=0.2)
             self.end_if_stopped()
+            now = time.monotonic()
+            if tell is not None and now - told >= TELL_EVERY:
+                tell(now - start)
+                told = now
         return future.result()
 
     def save(self) -> None:

@@ -239,8 +239,17 @@ class Stage2:
     def _compiled(self, run: TrainingRun) -> Update:
         """The learner's update, compiled; a machine without a compiler is told and goes on without."""
         start = time.monotonic()
+        print(
+            "stage2: compiling the learner: seconds where torch has it from an earlier run, else a quarter of a "
+            "minute, minutes on a busy machine; --compile off does without",
+            file=sys.stderr,
+        )
+
+        def tell(seconds: float) -> None:
+            print(f"stage2: compiling for {seconds:.0f} s; Ctrl-C saves the run and ends it", file=sys.stderr)
+
         try:
-            compiled = run.waiting_for(lambda: self.agent.compiled(self.config.batch_size))
+            compiled = run.waiting_for(lambda: self.agent.compiled(self.config.batch_size), tell)
         except RuntimeError as error:
             print(f"note: the learner runs uncompiled, torch.compile failed: {str(error)[:200]}", file=sys.stderr)
             return self.agent.update

@@ -11,7 +11,7 @@ import pytest
 from stoppable_runs import assert_same, content, rows
 
 from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent
-from dsrl_offpolicy.train import train_stage2_online
+from dsrl_offpolicy.train import run, train_stage2_online
 
 # 192 env steps of warm-up, 15 steps of burn-in, then 40 gradient steps after each of 8 vector steps.
 FLAGS = (
@@ -76,14 +76,18 @@ def test_a_signal_during_compilation_saves_the_run_as_it_stood(
     folder, never, compiled = tmp_path / "run", threading.Event(), []
 
     def endless(agent: DSRLSACAgent, batch_size: int) -> None:
-        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
         compiled.append(never.wait(200))
 
     argv = ["stage2", *FLAGS.split(), "--compile", "on", "--awsc_checkpoint", reach_base, "--out", folder]
     with monkeypatch.context() as patch:
         patch.setattr(DSRLSACAgent, "compiled", endless)
+        patch.setattr(run, "TELL_EVERY", 0.5)
         done = run_command(argv)
     assert not compiled  # not waited for
+    # told at the start and, while it took 2 s, at least twice: after half a second, and again (waits are of 0.2 s)
+    assert done.err.count("stage2: compiling the learner") == 1
+    assert done.err.count("Ctrl-C saves the run and ends it") >= 2
     assert done.status == 143 and f"dsrl stage2 --resume {folder}" in done.err
     assert content(folder)["counters"]["env_steps"] == 192
     never.set()
