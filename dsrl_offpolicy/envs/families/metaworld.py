@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 
 from dsrl_offpolicy.envs.families.gymnasium import plain_vectors
+from dsrl_offpolicy.envs.families.metaworld_quick import quicken
 from dsrl_offpolicy.envs.family import EnvFacts, EnvFamily, MacroVectorEnv
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError
@@ -69,6 +70,7 @@ class ContinuousGoals(gym.Wrapper):
         simulator: Any = env.unwrapped
         simulator._freeze_rand_vec = False
         simulator.seeded_rand_vec = True
+        quicken(simulator)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         if seed is not None:
