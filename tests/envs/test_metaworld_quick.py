@@ -70,6 +70,23 @@ def test_every_number_of_every_task_is_metaworlds_own(monkeypatch):
             compare(task, patch, 40)
 
 
+def test_starts_are_those_of_the_whole_benchmark():
+    """As it is registered, with its 50 goals."""
+    task = "pick-place-v3"
+    ours = family_of(EnvSpec(task)).make(EnvSpec(task))
+    assert len(ours.get_wrapper_attr("tasks")) == 1
+    registered = gym.make("Meta-World/MT1", env_name=task, disable_env_checker=True)
+    assert len(registered.get_wrapper_attr("tasks")) == 50
+    plain = family.ContinuousGoals(registered)
+    for seed in (1, 2):
+        assert np.array_equal(ours.reset(seed=seed)[0], plain.reset(seed=seed)[0].astype(np.float32))
+        for action in np.random.default_rng(0).uniform(-1, 1, (20, 4)).astype(np.float32):
+            found, other = ours.step(action), plain.step(action)
+            assert np.array_equal(found[0], other[0].astype(np.float32)) and found[1] == other[1]
+    for env in (ours, plain):
+        env.close()
+
+
 def test_quaternions_are_scipys():
     rng = np.random.default_rng(0)
     quaternions = [*rng.standard_normal((300, 4)), *np.eye(4)]

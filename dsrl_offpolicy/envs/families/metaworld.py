@@ -34,11 +34,16 @@ class MetaWorld(EnvFamily):
         Raises:
             InputError: a longer time limit than MetaWorld steps.
         """
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            env = gym.make(
-                "Meta-World/MT1", env_name=spec.env_id, disable_env_checker=True, max_episode_steps=None
-            )
+        import metaworld
+
+        settings = {"disable_env_checker": True, "max_episode_steps": None, "num_goals": 1}
+        goals = metaworld._N_GOALS
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                env = gym.make("Meta-World/MT1", env_name=spec.env_id, **settings)
+        finally:
+            metaworld._N_GOALS = goals  # num_goals stays with the module
         limit = _own_limit(env)
         if spec.max_episode_steps is not None and spec.max_episode_steps > limit:
             raise InputError(
@@ -60,7 +65,8 @@ class ContinuousGoals(gym.Wrapper):
     """MetaWorld with the task's own continuous distribution of starts, drawn from the seed given to ``reset``.
 
     MT1 as registered picks among 50 starts fixed at construction and ignores the seed of ``reset``, so that no
-    two runs could be shown the same start.
+    two runs could be shown the same start. Finding these is most of the time that construction takes; here it
+    finds one, which is never used.
     """
 
     def __init__(self, env: gym.Env) -> None:
