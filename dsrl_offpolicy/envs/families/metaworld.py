@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 
 from dsrl_offpolicy.envs.families.gymnasium import plain_vectors
+from dsrl_offpolicy.envs.families.metaworld_quick import quicken
 from dsrl_offpolicy.envs.family import EnvFacts, EnvFamily, MacroVectorEnv
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError
@@ -33,11 +34,16 @@ class MetaWorld(EnvFamily):
         Raises:
             InputError: a longer time limit than MetaWorld steps.
         """
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            env = gym.make(
-                "Meta-World/MT1", env_name=spec.env_id, disable_env_checker=True, max_episode_steps=None
-            )
+        import metaworld
+
+        settings = {"disable_env_checker": True, "max_episode_steps": None, "num_goals": 1}
+        goals = metaworld._N_GOALS
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                env = gym.make("Meta-World/MT1", env_name=spec.env_id, **settings)
+        finally:
+            metaworld._N_GOALS = goals  # num_goals stays with the module
         limit = _own_limit(env)
         if spec.max_episode_steps is not None and spec.max_episode_steps > limit:
             raise InputError(
@@ -59,7 +65,8 @@ class ContinuousGoals(gym.Wrapper):
     """MetaWorld with the task's own continuous distribution of starts, drawn from the seed given to ``reset``.
 
     MT1 as registered picks among 50 starts fixed at construction and ignores the seed of ``reset``, so that no
-    two runs could be shown the same start.
+    two runs could be shown the same start. Finding these is most of the time that construction takes; here it
+    finds one, which is never used.
     """
 
     def __init__(self, env: gym.Env) -> None:
@@ -69,6 +76,7 @@ class ContinuousGoals(gym.Wrapper):
         simulator: Any = env.unwrapped
         simulator._freeze_rand_vec = False
         simulator.seeded_rand_vec = True
+        quicken(simulator)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         if seed is not None:
