@@ -123,7 +123,7 @@ class Connection:
         self._open: ClientConnection | None = None
         self._closing = contextlib.ExitStack()
         try:
-            self.served = self._connect(min(address.timeout, address.patience))
+            self.served = self._connect(address.timeout)
         except InvalidHandshake as error:
             raise InputError(f"{where}: what answers there is no websocket server ({_said(error)})") from error
         except LOST as error:
