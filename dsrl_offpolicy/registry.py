@@ -21,6 +21,8 @@ T = TypeVar("T")
 EXTRAS = {
     "mani_skill": "maniskill", "sapien": "maniskill", "mplib": "maniskill", "wandb": "track",
     "stable_baselines3": "sb3", "sb3_contrib": "sb3",
+    "lerobot": "lerobot", "diffusers": "lerobot", "draccus": "lerobot", "torchvision": "lerobot",
+    "huggingface_hub": "lerobot",
 }  # fmt: skip
 """The extra that installs an optional library, by the name it is imported under."""
 
@@ -113,6 +115,7 @@ BASE_POLICIES = Registry(
     {
         "awsc": "dsrl_offpolicy.base_policies.awsc:PublishedPolicy",
         "dppo": "dsrl_offpolicy.base_policies.dppo:DPPOPolicy",
+        "lerobot": "dsrl_offpolicy.base_policies.lerobot:LeRobotPolicy",
         "shortcut_flow": "dsrl_offpolicy.base_policies.shortcut_flow:ShortcutFlowPolicy",
     },
 )
