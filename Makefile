@@ -10,7 +10,7 @@ ARGS ?=
 WORKERS ?= auto
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow check format clean
+.PHONY: quickstart test test-slow test-lerobot check format clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/dsrl quickstart $(ARGS)
@@ -20,6 +20,10 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/pytest tests/ -v -m slow $(ARGS)
+
+# LeRobot asks for other versions than ManiSkill, so it has an environment of its own.
+test-lerobot: .venv-lerobot/.installed
+	.venv-lerobot/bin/python -m pytest tests/base_policies/test_lerobot.py -v $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -41,5 +45,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet -e ".[$(DEV)]"
 	touch $@
 
+.venv-lerobot/.installed: pyproject.toml scripts/lerobot_environment.txt
+	TORCH="$(TORCH)" scripts/make_lerobot_environment.sh .venv-lerobot
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-lerobot

@@ -21,6 +21,8 @@ T = TypeVar("T")
 EXTRAS = {
     "mani_skill": "maniskill", "sapien": "maniskill", "mplib": "maniskill", "wandb": "track",
     "stable_baselines3": "sb3", "sb3_contrib": "sb3", "websockets": "remote", "msgpack": "remote",
+    "lerobot": "lerobot", "diffusers": "lerobot", "draccus": "lerobot", "torchvision": "lerobot",
+    "huggingface_hub": "lerobot",
 }  # fmt: skip
 """The extra that installs an optional library, by the name it is imported under."""
 
@@ -114,6 +116,7 @@ BASE_POLICIES = Registry(
         "awsc": "dsrl_offpolicy.base_policies.awsc:PublishedPolicy",
         "dppo": "dsrl_offpolicy.base_policies.dppo:DPPOPolicy",
         "remote": "dsrl_offpolicy.base_policies.remote:RemotePolicy",
+        "lerobot": "dsrl_offpolicy.base_policies.lerobot:LeRobotPolicy",
         "shortcut_flow": "dsrl_offpolicy.base_policies.shortcut_flow:ShortcutFlowPolicy",
     },
 )
