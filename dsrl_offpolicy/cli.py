@@ -32,6 +32,10 @@ TOOLS = {
         "dsrl_offpolicy.commands.compare",
         "RUN_DIR...: compare Stage 2 runs over seeds, with intervals",
     ),
+    "report": (
+        "dsrl_offpolicy.commands.report",
+        "RUN_DIR...: one HTML file with verdict, curves, health and settings (extra report)",
+    ),
     "checkpoint": ("dsrl_offpolicy.commands.checkpoint", "inspect FILE: show what a checkpoint holds"),
     "doctor": (
         "dsrl_offpolicy.commands.doctor",
