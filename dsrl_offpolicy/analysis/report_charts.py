@@ -47,6 +47,7 @@ class Chart:
         traces: of Plotly; each holds its x by axis in ``meta["x"]``, and its y in ``meta["y"]`` where that depends
             on the axis.
         rate: whether y is a rate from 0 to 1.
+        legend: whether names stand beside the curves.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Chart:
     axes: list[str]
     traces: list[dict[str, Any]]
     rate: bool = False
+    legend: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ def _success(report: Report, lines: Sequence[Line]) -> Chart | None:
         if base is not None and own:
             grey = color if len(report.groups) > 1 else "#7f7f7f"
             traces += _level(f"base policy, {group.name}", base.success, traces, grey)
-    return Chart("success", "Success, with 95 % intervals", _axes(traces), traces, rate=True)
+    return Chart("success", "Success, with 95 % intervals", _axes(traces), traces, rate=True, legend=True)
 
 
 def _overall(group: Group, color: str) -> list[Any]:
@@ -241,7 +243,7 @@ def _returns(lines: Sequence[Line]) -> Chart | None:
         if rows:
             value = [row["return"] for row in rows]
             traces.append(_trace(line.name, line.family, _places(rows), value, line.color, mode="lines+markers"))
-    return Chart("return", "Return of an episode", _axes(traces), traces) if traces else None
+    return Chart("return", "Return of an episode", _axes(traces), traces, legend=True) if traces else None
 
 
 def _metrics(group: RowGroup, title: str, lines: Sequence[Line]) -> Section | None:
