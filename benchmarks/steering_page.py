@@ -15,7 +15,7 @@ from dsrl_offpolicy.analysis.aggregate import area_under_curve, estimate, mean_o
 from dsrl_offpolicy.analysis.comparison import Comparison, CurvePoint, EvaluatedRun, GroupNumbers, compare
 from dsrl_offpolicy.analysis.curves import draw_success
 from dsrl_offpolicy.analysis.run_folder import RATES, RunFolder, read_runs
-from dsrl_offpolicy.commands.compare import evaluated
+from dsrl_offpolicy.analysis.stage2_runs import evaluated
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.intervals import Interval
 

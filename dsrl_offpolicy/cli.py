@@ -34,6 +34,10 @@ TOOLS = {
         "RUN_DIR...: compare Stage 2 runs over seeds, with intervals",
     ),
     "export": ("dsrl_offpolicy.commands.export", "RUN_DIR --out FOLDER: write a steered policy to share"),
+    "report": (
+        "dsrl_offpolicy.commands.report",
+        "RUN_DIR...: one HTML file with verdict, curves, health and settings (extra report)",
+    ),
     "checkpoint": ("dsrl_offpolicy.commands.checkpoint", "inspect FILE: show what a checkpoint holds"),
     "doctor": (
         "dsrl_offpolicy.commands.doctor",

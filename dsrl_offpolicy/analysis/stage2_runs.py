@@ -9,7 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dsrl_offpolicy.agents.stage2_config import Stage2Config
+from dsrl_offpolicy.analysis.comparison import EvaluatedRun
 from dsrl_offpolicy.analysis.run_folder import RATES, RunFolder, read_runs
 from dsrl_offpolicy.analysis.verdict import Row
 from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
@@ -57,6 +60,21 @@ def _check_evaluations(path: Path, rows: Sequence[Row]) -> None:
             if not isinstance(rate, int | float) or not -1e-9 <= rate <= 1 + 1e-9:
                 raise InputError(f"{path}: expected {name} in [0, 1] at {steps} env steps, got {rate}")
         before = steps
+
+
+def evaluated(run: RunFolder, over: str = "env_steps") -> EvaluatedRun:
+    """Return a run's evaluations as arrays, along ``env_steps`` or another column that ascends.
+
+    Evaluations that share a place, as those before the first gradient step do, count once: the last of them.
+
+    Raises:
+        InputError: an evaluation without that column.
+    """
+    found = {row.get(over): row for row in run.evaluations}
+    if None in found:
+        raise InputError(f"{run.path / 'metrics.jsonl'}: expected {over} of every evaluation, one has none")
+    columns = {name: np.array([row[name] for row in found.values()], dtype=float) for name in (over, *RATES)}
+    return EvaluatedRun(str(run.path), str(run.settings["env_id"]), run.settings["seed"], *columns.values())
 
 
 def check_distinct(runs: Sequence[RunFolder]) -> None:

@@ -11,36 +11,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dsrl_offpolicy.analysis.comparison import Comparison, EvaluatedRun, GroupNumbers, compare
+from dsrl_offpolicy.analysis.comparison import Comparison, GroupNumbers, compare
 from dsrl_offpolicy.analysis.curves import plot_success
-from dsrl_offpolicy.analysis.run_folder import RATES, RunFolder
+from dsrl_offpolicy.analysis.run_folder import RunFolder
 from dsrl_offpolicy.analysis.stage2_runs import (
     check_distinct,
     differing_settings,
+    evaluated,
     group_runs,
     read_run,
 )
 from dsrl_offpolicy.commands.arguments import OneLineParser
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.evaluation.intervals import Interval
+from dsrl_offpolicy.evaluation.intervals import percent
 
 PROG = "dsrl compare"
 FILES = ("compare.json", "compare.csv", "compare.png")
-
-
-def evaluated(run: RunFolder) -> EvaluatedRun:
-    """Return a run's evaluations as arrays."""
-    columns = {
-        name: np.array([row[name] for row in run.evaluations], dtype=float) for name in ("env_steps", *RATES)
-    }
-    return EvaluatedRun(
-        str(run.path), str(run.settings["env_id"]), run.settings["seed"],
-        *columns.values(),
-    )  # fmt: skip
 
 
 def read_groups(folders: Sequence[Path], named: Sequence[Sequence[str]]) -> dict[str, list[RunFolder]]:
@@ -154,7 +143,7 @@ def _group_table(comparison: Comparison) -> Table:
     table.add_column(f"{100 * comparison.level:g} % reached, median at", justify="right")
     for group, name in zip(groups, names, strict=True):
         seeds = ", ".join(dict.fromkeys(str(run.seed) for run in group.runs))
-        cells = [_percent(getattr(group, pair[score])) for score in (0, 1) for pair in columns.values()]
+        cells = [percent(getattr(group, pair[score])) for score in (0, 1) for pair in columns.values()]
         table.add_row(name, seeds, *cells, _reached(group))
     return table
 
@@ -171,10 +160,10 @@ def _pair_table(comparison: Comparison) -> Table:
         table.add_row(
             short[pair.name],
             short[pair.than],
-            _percent(pair.probability_success),
-            _percent(pair.difference_success, "+"),
-            _percent(pair.probability_area),
-            _percent(pair.difference_area, "+"),
+            percent(pair.probability_success),
+            percent(pair.difference_success, "+"),
+            percent(pair.probability_area),
+            percent(pair.difference_area, "+"),
         )
     return table
 
@@ -185,13 +174,6 @@ def _heading(names: Sequence[str]) -> tuple[str, list[str]]:
     if len({part[0] for part in parts}) == 1 and all(len(part) == 2 for part in parts):
         return parts[0][0], [part[1] for part in parts]
     return "group", list(names)
-
-
-def _percent(estimate: Interval, sign: str = "") -> str:
-    value = f"{100 * estimate.value:{sign}.1f}"
-    if estimate.low is None or estimate.high is None:
-        return value
-    return f"{value} [{100 * estimate.low:{sign}.1f}, {100 * estimate.high:{sign}.1f}]"
 
 
 def _reached(group: GroupNumbers) -> str:

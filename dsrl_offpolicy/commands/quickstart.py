@@ -18,6 +18,7 @@ from dsrl_offpolicy.analysis.curves import plot_online_run
 from dsrl_offpolicy.analysis.run_folder import read_runs
 from dsrl_offpolicy.commands import demos as generate_demos
 from dsrl_offpolicy.commands import evaluate
+from dsrl_offpolicy.commands.report import write_report
 from dsrl_offpolicy.configs.jobs import (
     DemosConfig,
     EvalConfig,
@@ -68,6 +69,7 @@ def run(config: QuickstartConfig) -> Path:
             number = stop.requested or (error.number if isinstance(error, Interrupted) else signal.SIGINT)
             raise Interrupted(number, f"resume with: dsrl quickstart --resume {folder}") from None
     _print_summary(summary, folder)
+    _report(folder)
     return folder
 
 
@@ -244,6 +246,16 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
         f"{summary['env_steps']} env steps and {summary['gradient_steps']} gradient steps in Stage 2, "
         f"{summary['minutes']:.1f} minutes in all; evidence in {folder}"
     )
+
+
+def _report(folder: Path) -> None:
+    """Write ``report.html`` beside the evidence; where that fails, the run is whole all the same."""
+    out = folder / "report.html"
+    try:
+        write_report([folder], out)
+        print(f"open {out} in a browser: verdict, curves, health, settings")
+    except InputError as error:
+        print(f"note: no report.html: {error}; then: dsrl report {folder}", file=sys.stderr)
 
 
 main = command(QuickstartConfig, "quickstart.yaml", "dsrl quickstart")(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,28 @@ class Interval:
     def named(self, name: str) -> dict[str, float | None]:
         """Return ``name``, ``name_low`` and ``name_high``."""
         return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
+
+def percent(estimate: Interval, sign: str = "") -> str:
+    """Return a share in per cent with its interval, ``39.0 [30.0, 48.8]``; ``sign="+"`` shows that of a gain."""
+    value = f"{100 * estimate.value:{sign}.1f}"
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} [{100 * estimate.low:{sign}.1f}, {100 * estimate.high:{sign}.1f}]"
+
+
+def difference_interval(rate: Interval, than: Interval) -> Interval:
+    """Return ``rate`` less ``than`` with Newcombe's interval of two rates that have Wilson's (Newcombe, 1998).
+
+    It takes their episodes for independent, which is too wide where both had the same starts. Without an interval
+    of both there is none of the difference.
+    """
+    value = rate.value - than.value
+    if rate.low is None or rate.high is None or than.low is None or than.high is None:
+        return Interval(value)
+    down = math.hypot(rate.value - rate.low, than.high - than.value)
+    up = math.hypot(rate.high - rate.value, than.value - than.low)
+    return Interval(value, value - down, value + up)
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:

@@ -16,8 +16,8 @@ from tiny_worlds import TASK, TINY_WIDTHS, snapshot
 
 from dsrl_offpolicy.agents.stage2_config import Stage2Config
 from dsrl_offpolicy.analysis.comparison import compare
-from dsrl_offpolicy.analysis.stage2_runs import read_run
-from dsrl_offpolicy.commands.compare import evaluated, write
+from dsrl_offpolicy.analysis.stage2_runs import evaluated, read_run
+from dsrl_offpolicy.commands.compare import write
 from dsrl_offpolicy.configs.loading import to_plain
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.intervals import wilson_interval

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from dsrl_offpolicy.evaluation.episodes import EpisodeOutcome, summarise
-from dsrl_offpolicy.evaluation.intervals import Interval, mean_interval, wilson_interval
+from dsrl_offpolicy.evaluation.intervals import (
+    Interval,
+    difference_interval,
+    mean_interval,
+    percent,
+    wilson_interval,
+)
 
 
 def test_wilson_interval_of_half():
@@ -56,3 +62,17 @@ def test_summary_counts_successes_and_averages_the_rest():
     assert summary.success_at_end == wilson_interval(1, 3)
     assert summary.episode_return == mean_interval(np.array([-3.0, -5.0, -10.0]))
     assert summary.length.value == 6.0
+
+
+def test_difference_interval_is_newcombes():
+    # Newcombe (1998), table II, method 10: 56/70 - 48/80 is .2 with [.0524, .3339]
+    found = difference_interval(wilson_interval(56, 70), wilson_interval(48, 80))
+    assert found.value == pytest.approx(0.2)
+    assert (found.low, found.high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert difference_interval(Interval(0.5), wilson_interval(1, 2)) == Interval(0.0)
+
+
+def test_percent_shows_an_interval_where_there_is_one():
+    assert percent(Interval(0.39, 0.3, 0.488)) == "39.0 [30.0, 48.8]"
+    assert percent(Interval(0.39, 0.3, 0.488), "+") == "+39.0 [+30.0, +48.8]"
+    assert percent(Interval(1.0)) == "100.0"
