@@ -72,7 +72,7 @@ class LeRobotPolicy(BasePolicy, nn.Module):
     ) -> None:
         nn.Module.__init__(self)
         self.spec = spec
-        self.model = model
+        self.model: Any = model  # the attributes of its parts are not typed
         self._key = lerobot.TransitionKey
         self._before = normalizing_step(lerobot, before, inverse=False)
         self._after = normalizing_step(lerobot, after, inverse=True)
