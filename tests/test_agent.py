@@ -143,10 +143,10 @@ def test_temperature_moves_towards_its_target(
 
 @pytest.mark.parametrize(("mode", "dim"), [("full", 24), ("act_horizon", 12), ("repeat", 3)])
 def test_automatic_target_entropy_is_minus_half_the_latent_dimension(mode: str, dim: int) -> None:
-    agent = sac(layout(8, 3, mode, h=4))
+    agent = sac(layout(8, 3, mode, h=4), regularizer="entropy")
     assert agent.target_entropy == -0.5 * dim
     assert agent.cost_target == 0.5 * dim
-    assert sac(layout(8, 3, mode, h=4), target_entropy=-7.0).cost_target == 7.0
+    assert sac(layout(8, 3, mode, h=4), regularizer="entropy", target_entropy=-7.0).cost_target == 7.0
     assert sac(layout(8, 3, mode, h=4), regularizer="kl", target_kl=9.0).cost_target == 9.0
 
 

@@ -46,6 +46,8 @@ def assert_went_on_as_the_whole_run(folder: Path, whole: Path, kind: str) -> Non
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == names
     for name in names:
         contents = [load_checkpoint(run / "checkpoints" / name, kind, "test") for run in (folder, whole)]
+        for content in contents:
+            content.get("demonstrations", {}).pop("path", None)  # of a quickstart: in its own folder
         assert_same(*contents, name)
     assert not (folder / "unfinished").exists()
 
