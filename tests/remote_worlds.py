@@ -128,7 +128,7 @@ def counts(said: str) -> dict[str, int]:
     """The numbers with which a server leaves."""
     found = re.search(
         r"(\d+) requests of (\d+) connections answered in (\d+) batches \((\d+) rows\); (\d+) refused, "
-        r"(\d+) answers undelivered", said,
+        r"(\d+) undelivered", said,
     )  # fmt: skip
     assert found, said
     names = ("requests", "connections", "batches", "rows", "refused", "undelivered")

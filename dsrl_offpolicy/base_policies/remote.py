@@ -21,6 +21,9 @@ from dsrl_offpolicy.base_policies.remote_wire import MOST_ROWS, RESERVED
 from dsrl_offpolicy.contracts import BasePolicy, Encoding, Observation
 from dsrl_offpolicy.errors import InputError
 
+INVERTED_AT_ONCE = 64
+"""Rows of one request to invert. A policy may take seconds for them, and must answer before the time-out."""
+
 OVERHEAD = 4096
 """Bytes of a message besides its rows, at most."""
 
@@ -99,7 +102,7 @@ class RemotePolicy(BasePolicy):
         if not self.served.invertible:
             raise NotImplementedError(f"the policy of {self.connection.address.name} cannot be inverted")
         wire = self._wire_source(encoding) | {"actions": _array(actions)}
-        found = self._ask(wire, {"noise": self.info.latent_shape, "error": ()})
+        found = self._ask(wire, {"noise": self.info.latent_shape, "error": ()}, INVERTED_AT_ONCE)
         return found["noise"], found["error"]
 
     def example_observation(self, batch: int) -> Observation:
@@ -130,11 +133,13 @@ class RemotePolicy(BasePolicy):
                 raise InputError(f"{self.connection.where}: no part of an observation can be called {name!r}")
         return {name: _array(part) if isinstance(part, Tensor) else list(part) for name, part in obs.items()}
 
-    def _ask(self, wire: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    def _ask(
+        self, wire: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], at_once: int = MOST_ROWS
+    ) -> dict[str, Tensor]:
         """Ask in as many requests as the server's limits ask for. ``shapes`` are those of a row of the answer."""
         rows = len(next(iter(wire.values())))
         row = max(1, sum(_bytes(part) for part in wire.values()) // max(1, rows))
-        most = max(1, min(MOST_ROWS, (self.served.max_message_bytes - OVERHEAD) // row))
+        most = max(1, min(at_once, (self.served.max_message_bytes - OVERHEAD) // row))
         parts = [
             self._ask_part({name: part[i : i + most] for name, part in wire.items()}, shapes)
             for i in range(0, max(rows, 1), most)

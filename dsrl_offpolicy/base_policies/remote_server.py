@@ -44,7 +44,7 @@ class Counts:
         batches: calls of the policy that these took.
         rows: observations in them.
         refused: requests answered by an error.
-        undelivered: answers whose client was gone.
+        undelivered: requests whose client was gone before the answer.
     """
 
     clients: int = 0
@@ -57,7 +57,7 @@ class Counts:
     def __str__(self) -> str:
         return (
             f"{self.requests} requests of {self.clients} connections answered in {self.batches} batches "
-            f"({self.rows} rows); {self.refused} refused, {self.undelivered} answers undelivered"
+            f"({self.rows} rows); {self.refused} refused, {self.undelivered} undelivered"
         )
 
 
@@ -155,38 +155,44 @@ class PolicyServer:
         self.counts.clients += 1
         self._open += 1
         told = False
+        gone = asyncio.ensure_future(connection.wait_closed())
         try:
             await connection.send(pack(self.served.metadata()))
             async for data in connection:
                 try:
-                    reply: str | bytes = pack(await self._answer(data))
-                    self.counts.requests += 1
+                    reply: str | bytes | None = await self._answer(data, gone)
                 except InputError as error:
                     reply = str(error)
                     self.counts.refused += 1
                     if not told:  # once per connection
                         peer = connection.remote_address
-                        print(f"serve: refused a request of {peer[0]}:{peer[1]}: {reply}", file=sys.stderr)
+                        print(f"serve: refused a request of {peer[0]}:{peer[1]}: {error}", file=sys.stderr)
                         told = True
-                try:
-                    await connection.send(reply)
-                except ConnectionClosed:
+                if reply is None:
                     self.counts.undelivered += 1
+                    return
+                await connection.send(reply)
+                self.counts.requests += isinstance(reply, bytes)
         except ConnectionClosed:
             pass
         finally:
             self._open -= 1
             self._changed.set()
 
-    async def _answer(self, data: str | bytes) -> dict[str, Any]:
+    async def _answer(self, data: str | bytes, gone: asyncio.Future[None]) -> bytes | None:
+        """Return the answer to a request; None where its client is gone, and then nothing is computed for it."""
         began = time.perf_counter()
         ask = read_request(unpack(data, "request"), self.served, self._bare, self._generator)
         waiting = _Waiting(ask, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         self._changed.set()
-        reply = await waiting.answer
+        await asyncio.wait((waiting.answer, gone), return_when=asyncio.FIRST_COMPLETED)
+        if gone.done():
+            if not waiting.answer.cancel():
+                waiting.answer.exception()  # which nobody is there to hear
+            return None
         milliseconds = 1000 * (time.perf_counter() - began)
-        return {**reply, "server_timing": {"infer_ms": milliseconds}}
+        return pack({**waiting.answer.result(), "server_timing": {"infer_ms": milliseconds}})
 
     async def _work(self, thread: ThreadPoolExecutor) -> None:
         """Answer what waits, batch by batch, for ever."""
@@ -196,6 +202,9 @@ class PolicyServer:
                 self._changed.clear()
                 await self._changed.wait()
             await self._let_others_join()
+            self._queue = deque(waiting for waiting in self._queue if not waiting.answer.cancelled())
+            if not self._queue:
+                continue
             batch = self._take_batch()
             asks = [waiting.ask for waiting in batch]
             try:
@@ -205,6 +214,8 @@ class PolicyServer:
             self.counts.batches += 1
             self.counts.rows += sum(ask.rows for ask in asks)
             for waiting, reply in zip(batch, replies, strict=True):
+                if waiting.answer.cancelled():
+                    continue
                 if isinstance(reply, InputError):
                     waiting.answer.set_exception(reply)
                 else:

@@ -30,7 +30,7 @@ def test_encode_decode_and_invert_are_those_of_the_policy_to_the_bit(kind, tiny_
     spec = str(tiny_base) if kind == "shortcut_flow" else f"dppo:{GOLDEN / 'dppo' / 'plain_mlp_hist2'}"
     local = load_base_policy(spec)
     with Served(spec) as server:
-        remote = load_base_policy(server.spec)
+        remote = load_base_policy(server.spec, timeout=900)  # an inversion of DPPO takes its time
         assert remote.info == local.info and remote.fingerprint() == local.fingerprint() and remote.critic is None
         for rows in (1, 5):
             obs = torch.randn(rows, local.info.obs_horizon, local.info.state_dim)
@@ -132,6 +132,22 @@ def test_with_batches_of_one_nobody_shares_a_call():
             thread.join()
         left = counts(server.stop()[1])
     assert left["batches"] == left["requests"] == 2 * 4 + 2
+
+
+def test_nothing_is_computed_for_clients_that_have_left():
+    with Served("remote_worlds:Slow", "--max_batch", 1, "--batch_wait", 0) as server:
+        request = pack({**MARKED, "features": FEATURES, "noise": NOISE})
+        clients = [connect(f"ws://127.0.0.1:{server.port}").__enter__() for _ in range(30)]
+        for client in clients:
+            client.recv()
+        for client in clients:
+            client.send(request)
+        for client in clients:
+            client.close()
+        assert load_base_policy(server.spec).counts.requests == 4
+        left = counts(server.stop()[1])
+    # Each takes .1 s, closing them all much less: most are still in the queue when their clients go.
+    assert left["requests"] >= 4 and left["undelivered"] > 0 and left["batches"] < 30 + 4
 
 
 def test_a_request_that_fails_costs_others_nothing():
