@@ -115,8 +115,8 @@ BASE_POLICIES = Registry(
     {
         "awsc": "dsrl_offpolicy.base_policies.awsc:PublishedPolicy",
         "dppo": "dsrl_offpolicy.base_policies.dppo:DPPOPolicy",
-        "remote": "dsrl_offpolicy.base_policies.remote:RemotePolicy",
         "lerobot": "dsrl_offpolicy.base_policies.lerobot:LeRobotPolicy",
+        "remote": "dsrl_offpolicy.base_policies.remote:RemotePolicy",
         "shortcut_flow": "dsrl_offpolicy.base_policies.shortcut_flow:ShortcutFlowPolicy",
     },
 )

@@ -16,7 +16,7 @@ from dsrl_offpolicy.base_policies.lerobot_library import lerobot_classes
 
 needs_lerobot = pytest.mark.skipif(
     importlib.util.find_spec("lerobot") is None,
-    reason="needs LeRobot: make test-lerobot makes an environment that has it, and runs these",
+    reason="needs LeRobot (make test-lerobot makes an environment and runs these)",
 )
 
 STATE, ENV, ACTION = "observation.state", "observation.environment_state", "action"

@@ -62,11 +62,14 @@ class LeRobotPolicy(BasePolicy, nn.Module):
         after: scales actions back.
     """
 
+    model: Any
+    """LeRobot's ``DiffusionPolicy``, an ``nn.Module``."""
+
     def __init__(
         self,
         lerobot: SimpleNamespace,
         spec: DiffusionSpec,
-        model: nn.Module,
+        model: Any,
         before: Normalizer,
         after: Normalizer,
     ) -> None:

@@ -14,6 +14,8 @@ from dsrl_offpolicy.base_policies.awsc import PublishedPolicy
 from dsrl_offpolicy.base_policies.shortcut_flow import ShortcutFlowPolicy
 from dsrl_offpolicy.errors import InputError
 
+KINDS = "kinds: awsc, dppo, lerobot, remote, shortcut_flow"
+
 OWN = """
 import torch
 from dsrl_offpolicy import BasePolicy, Encoding
@@ -92,8 +94,8 @@ def test_a_class_of_ones_own_with_and_without_its_argument(here, spec, scale):
         ("own_policies", {}, ["own_policies has no class", "module:Class"]),
         ("own_policies:torch", {}, ["subclass of dsrl_offpolicy.contracts.BasePolicy", "decode, encode"]),
         ("own_policies.sub:Scaled", {}, ["own_policies.sub", "nor a module here"]),
-        ("shortcutflow:base.pt", {}, ["did you mean shortcut_flow?", "kinds: awsc, dppo, remote, shortcut_flow"]),
-        ("shortcutflow", {}, ["did you mean shortcut_flow?", "kinds: awsc, dppo, remote, shortcut_flow"]),
+        ("shortcutflow:base.pt", {}, ["did you mean shortcut_flow?", KINDS]),
+        ("shortcutflow", {}, ["did you mean shortcut_flow?", KINDS]),
         ("awsc", {}, ["awsc:PATH"]),
         ("shortcut_flow:", {}, ["shortcut_flow:PATH"]),
         ("shortcut_flow:none.pt", {}, ["none.pt does not exist"]),
