@@ -115,9 +115,7 @@ class CompiledUpdate:
         graph = torch._inductor.compile(traced, inputs, options=options)
         graph(*inputs)  # what cannot be loaded fails here
         if device.type == "cuda":
-            replay = _Replay(graph, self._leaves)
-            for _ in range(2):  # and what cannot be recorded
-                replay(inputs[len(self._leaves) :])
+            _check_recording(graph, self._leaves, inputs[len(self._leaves) :])
 
         def run(*tensors: Tensor) -> Metrics:
             if device.type != "cuda":
@@ -185,6 +183,19 @@ class _Replay:
                 self._metrics = torch.stack(list(self._graph(*self._state, *self._inputs)))
         self._recording.replay()
         return self._metrics.clone().unbind()  # the next replay writes over them
+
+
+def _check_recording(
+    graph: Callable[..., Sequence[Tensor]], state: Sequence[Tensor], inputs: list[Tensor]
+) -> None:
+    """Raise RuntimeError where recorded kernels compute something else than the graph. Changes ``state``."""
+    apart = [tensor.clone() for tensor in state]
+    replay = _Replay(graph, state)
+    for _ in range(3):  # one step before the recording, two replays of it
+        found, expected = replay(inputs), graph(*apart, *inputs)
+        pairs = zip((*found, *state), (*expected, *apart), strict=True)
+        if not all(torch.allclose(got, wanted, rtol=1e-3, atol=1e-4) for got, wanted in pairs):
+            raise RuntimeError("the kernels recorded for CUDA compute something else than the step they record")
 
 
 class _Step:

@@ -1,9 +1,9 @@
 """Matrix products of a traced graph in float32, done by oneDNN where torch's own library is slow.
 
 torch multiplies float32 with MKL, which gives processors of other makers than Intel its AVX2 kernels even where
-they have AVX-512: half of what they can do (docs/performance.md). oneDNN, which torch has too, asks for the instructions
-alone. Which of the two a processor gets depends on what it is, never on a timing, so that a run that resumes on it
-computes the same bits.
+they have AVX-512: half of what they can do (docs/performance.md). oneDNN, which torch has too, asks for the
+instructions alone. Which of the two a processor gets depends on what it is, never on a timing, so that a run that
+resumes on it computes the same bits.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 from test_compiled_update import assert_rows, assert_same_state, golden
@@ -14,7 +16,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 
 def batch_on_cuda(step: int) -> MacroBatch:
-    return MacroBatch(*(field.cuda() for field in golden.make_batch(step)))
+    batch = golden.make_batch(step)
+    return MacroBatch(**{field.name: getattr(batch, field.name).cuda() for field in fields(batch)})
 
 
 def run(agent: DSRLSACAgent, update, steps: range) -> list[dict[str, float]]:
