@@ -50,7 +50,10 @@ class Registry:
 
     def names(self) -> list[str]:
         """Return the names of all kinds that are built in or installed."""
-        return [*self.builtin, *(found.name for found in entry_points(group=self.group))]
+        return [*self.builtin, *self._installed()]
+
+    def _installed(self) -> dict[str, str]:
+        return {found.name: found.value for found in entry_points(group=self.group)}
 
     def find(self, name: str, flag: str, base: type[T]) -> type[T]:
         """Import the class that ``name`` names.
@@ -65,8 +68,7 @@ class Registry:
                 imported or does not hold the class; a missing library, answered with the extra that installs it; a
                 class that is something else, or lacks a method.
         """
-        installed = {found.name: found.value for found in entry_points(group=self.group)}
-        path = self.builtin.get(name) or installed.get(name, name)
+        path = self.builtin.get(name) or (name if ":" in name else self._installed().get(name, name))
         if ":" not in path:
             raise InputError(
                 f"{flag}: unknown {self.what} {name!r}{did_you_mean(name, self.names())}; "

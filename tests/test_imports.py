@@ -112,5 +112,15 @@ def test_help_of_the_command_line_does_not_import_torch():
     assert "torch" not in _modules_loaded_by("from dsrl_offpolicy.cli import main; main(['--help'])")
 
 
+def test_loading_a_policy_and_an_interval_import_neither_the_compiler_nor_all_of_statistics(golden_files):
+    uses = f"load_base_policy({str(golden_files / 'base_policy.pt')!r}); wilson_interval(1, 2)"
+    loaded = _modules_loaded_by(
+        "from dsrl_offpolicy.base_policies.loading import load_base_policy; "
+        f"from dsrl_offpolicy.evaluation.intervals import wilson_interval; {uses}"
+    )
+    assert "dsrl_offpolicy.base_policies.shortcut_flow" in loaded
+    assert not loaded & {"torch._dynamo", "sympy", "scipy.stats"}
+
+
 def test_no_module_is_named_utils_or_helpers():
     assert not [p for p in MODULES if p.stem in ("utils", "helpers", "common", "misc")]

@@ -24,18 +24,15 @@ def plot_success(
         levels: by legend, rates drawn as horizontal bands (base policy, controls).
         title: above the plot.
     """
-    import matplotlib
+    from matplotlib.figure import Figure  # without pyplot, which would pick a window system
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4))
+    figure = Figure(figsize=(7, 4))
+    axes = figure.subplots()
     draw_success(axes, curves, levels)
     axes.set(title=title)
     axes.legend(loc="best", fontsize="small")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def draw_success(

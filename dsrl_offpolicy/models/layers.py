@@ -18,7 +18,9 @@ class SinusoidalEmbedding(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         half = width // 2
-        frequencies = torch.exp(torch.arange(half) * (-math.log(10000) / (half - 1)))
+        frequencies, scale = torch.empty(half), -math.log(10000) / (half - 1)
+        if not frequencies.is_meta:  # on which arithmetic imports torch's compiler, seconds of a process's start
+            frequencies = torch.exp(torch.arange(half) * scale)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

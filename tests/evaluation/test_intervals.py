@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from dsrl_offpolicy.evaluation.episodes import EpisodeOutcome, summarise
 from dsrl_offpolicy.evaluation.intervals import (
@@ -43,6 +44,15 @@ def test_mean_interval_is_students_t():
     assert interval.value == 2.0
     assert interval.low == pytest.approx(2 - 2.484138, abs=1e-5)
     assert interval.high == pytest.approx(2 + 2.484138, abs=1e-5)
+
+
+def test_intervals_are_those_of_scipy_to_the_bit():
+    for trials, successes in ((1, 0), (1, 1), (3, 1), (20, 7), (50, 50), (333, 12)):
+        expected = stats.binomtest(successes, trials).proportion_ci(method="wilson")
+        assert wilson_interval(successes, trials) == Interval(successes / trials, expected.low, expected.high)
+    values = np.array([0.1, 0.7, -3.0, 12.5])
+    low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
+    assert mean_interval(values) == Interval(float(np.mean(values)), low, high)
 
 
 def test_mean_interval_without_spread_is_a_point():
