@@ -22,7 +22,7 @@ EXTRAS = {
     "mani_skill": "maniskill", "sapien": "maniskill", "mplib": "maniskill", "wandb": "track",
     "stable_baselines3": "sb3", "sb3_contrib": "sb3", "websockets": "remote", "msgpack": "remote",
     "lerobot": "lerobot", "diffusers": "lerobot", "draccus": "lerobot", "torchvision": "lerobot",
-    "huggingface_hub": "lerobot",
+    "huggingface_hub": "lerobot", "pyarrow": "lerobot-data", "av": "lerobot-data", "PIL": "lerobot-data",
 }  # fmt: skip
 """The extra that installs an optional library, by the name it is imported under."""
 
@@ -143,7 +143,11 @@ ALGORITHMS = Registry(
 DEMO_FORMATS = Registry(
     "demonstration format",
     "dsrl_offpolicy.demo_formats",
-    {"maniskill_hdf5": "dsrl_offpolicy.demos.formats.maniskill_hdf5:ManiSkillHDF5"},
+    {  # in the order in which files are tried; ManiSkill's takes any HDF5 file
+        "lerobot_v3": "dsrl_offpolicy.demos.formats.lerobot_v3:LeRobotV3",
+        "robomimic_hdf5": "dsrl_offpolicy.demos.formats.robomimic_hdf5:RobomimicHDF5",
+        "maniskill_hdf5": "dsrl_offpolicy.demos.formats.maniskill_hdf5:ManiSkillHDF5",
+    },
 )
 SINKS = Registry(
     "logger",

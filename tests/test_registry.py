@@ -162,5 +162,5 @@ def test_an_installed_package_gives_its_class_a_short_name(tmp_path, monkeypatch
         "class Npz(DemoFormat): recognises = describe = trajectories = None\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert DEMO_FORMATS.names() == ["maniskill_hdf5", "npz"]
+    assert DEMO_FORMATS.names() == ["lerobot_v3", "robomimic_hdf5", "maniskill_hdf5", "npz"]
     assert DEMO_FORMATS.find("npz", "demo_format", DemoFormat).__name__ == "Npz"

@@ -117,9 +117,9 @@ class DemonstrationsConfig:
     """Where demonstrations are."""
 
     demo_path: Path | None = None
-    """File of demonstrations: ManiSkill's HDF5 (its JSON beside it), or of another format."""
+    """Demonstrations: HDF5 of ManiSkill (its JSON beside it) or robomimic, or the folder of a LeRobotDataset."""
     demo_format: str = "auto"
-    """Format of that file: maniskill_hdf5, module:Class of your own, or auto to try the known ones."""
+    """maniskill_hdf5, robomimic_hdf5, lerobot_v3, module:Class of your own, or auto to try the known ones."""
     num_demos: Count | None = None
     """Use only the first N trajectories."""
 

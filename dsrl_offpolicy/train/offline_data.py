@@ -179,7 +179,7 @@ def offline_data(
         named = replace(
             config, demo_path=Path(found.path), demo_format=found.demo_format, num_demos=found.num_demos
         )
-        if not Path(found.path).is_file() or demonstrations_digest(named) != found.digest:
+        if not Path(found.path).exists() or demonstrations_digest(named) != found.digest:
             raise InputError(f"{found.path} is not what it was; --demo_path gives others")
         data = OfflineData(named, base, layout, device)
     except InputError as error:
