@@ -397,9 +397,9 @@ class DoctorEnvConfig:
     """dsrl doctor env: check that an environment works on this machine; show its spaces and its speed."""
 
     env_id: str = "pick-place-v3"
-    """A MetaWorld or ManiSkill task, or any Gymnasium id with a Box action space."""
+    """A MetaWorld, ManiSkill or robosuite task, or any Gymnasium id with a Box action space."""
     env_family: str = "auto"
-    """Environment family: metaworld, maniskill, gymnasium, module:Class of your own, or auto (by the id)."""
+    """Environment family: metaworld, maniskill, robosuite, gymnasium, module:Class of your own, or auto."""
     control_mode: str | None = None
     """ManiSkill's controller; default: pd_ee_delta_pose."""
     sim_backend: Literal["auto", "physx_cpu", "physx_cuda"] = "auto"
