@@ -1,11 +1,11 @@
 # Every target sets up its own virtual environment first. Variables to override:
 #   make quickstart TORCH=torch PYTHON=python3.12 ARGS="--task pick-place-v3 --seed 2"
-#   make test DEV=dev        # without ManiSkill; its tests are skipped
+#   make test DEV=dev        # without ManiSkill and robosuite; their tests are skipped
 #   make test WORKERS=0      # in one process; default: one per core
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
-DEV ?= dev,maniskill
+DEV ?= dev,maniskill,robosuite
 ARGS ?=
 WORKERS ?= auto
 BIN := $(VENV)/bin

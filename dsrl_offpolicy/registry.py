@@ -23,6 +23,7 @@ EXTRAS = {
     "stable_baselines3": "sb3", "sb3_contrib": "sb3", "websockets": "remote", "msgpack": "remote",
     "lerobot": "lerobot", "diffusers": "lerobot", "draccus": "lerobot", "torchvision": "lerobot",
     "huggingface_hub": "lerobot", "pyarrow": "lerobot-data", "av": "lerobot-data", "PIL": "lerobot-data",
+    "robosuite": "robosuite",
 }  # fmt: skip
 """The extra that installs an optional library, by the name it is imported under."""
 
@@ -128,6 +129,7 @@ ENV_FAMILIES = Registry(
     {
         "metaworld": "dsrl_offpolicy.envs.families.metaworld:MetaWorld",
         "maniskill": "dsrl_offpolicy.envs.families.maniskill:ManiSkill",
+        "robosuite": "dsrl_offpolicy.envs.families.robosuite:Robosuite",
         "gymnasium": "dsrl_offpolicy.envs.families.gymnasium:GymnasiumEnvs",
     },
 )

@@ -91,6 +91,17 @@ def maniskill() -> None:
 
 
 @pytest.fixture(scope="session")
+def robosuite() -> None:
+    """Skips where robosuite cannot be imported: it needs its package and EGL, for states too."""
+    if importlib.util.find_spec("robosuite") is None:
+        pytest.skip("needs the extra robosuite (pip install 'dsrl_offpolicy[robosuite]')")
+    try:
+        import robosuite  # noqa: F401
+    except (ImportError, AttributeError):
+        pytest.skip("needs EGL for robosuite (apt-get install libegl1 libegl-mesa0)")
+
+
+@pytest.fixture(scope="session")
 def tiny_demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six short lever-pull demonstrations, by ``dsrl demos``."""
     from tiny_worlds import TASK

@@ -1,4 +1,4 @@
-"""``dsrl demos``: record imperfect scripted experts (MetaWorld) or motion plans (ManiSkill)."""
+"""``dsrl demos``: record imperfect scripted experts (MetaWorld, robosuite) or motion plans (ManiSkill)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dsrl_offpolicy.demos.maker import Maker
 from dsrl_offpolicy.demos.makers.lift_peg import LiftPegScript
 from dsrl_offpolicy.demos.makers.metaworld import MetaWorldExperts
 from dsrl_offpolicy.demos.makers.motion_planning import PLANNED_TASKS, MotionPlanner
+from dsrl_offpolicy.demos.makers.robosuite import WAYS, RobosuiteExperts
 from dsrl_offpolicy.envs.families.maniskill import check_maniskill
 from dsrl_offpolicy.envs.families.metaworld import MetaWorld
 from dsrl_offpolicy.envs.spec import EnvSpec
@@ -22,33 +23,38 @@ from dsrl_offpolicy.errors import InputError, did_you_mean
 from dsrl_offpolicy.train.command import command
 
 
-def _metaworld_env(task: str) -> gym.Env:
+def _dense_env(task: str) -> gym.Env:
     return make_env(EnvSpec(task, reward_mode="dense", end_on_success=True))
 
 
-MAKERS: tuple[Maker, ...] = (MotionPlanner(), LiftPegScript(), MetaWorldExperts(MetaWorld().tasks, _metaworld_env))
+MAKERS: tuple[Maker, ...] = (
+    MotionPlanner(),
+    LiftPegScript(),
+    RobosuiteExperts(_dense_env),
+    MetaWorldExperts(MetaWorld().tasks, _dense_env),
+)
 """For a task that several demonstrate, the first is the default."""
 
 SHARED = ("env_id", "out", "seed", "episodes", "demonstrator")
 """Settings that every maker reads."""
 
 
-def check_task(flag: str, task: str, planned: Sequence[str] = ()) -> None:
-    """Refuse what is no MetaWorld task, nor one of ``planned``.
+def check_task(flag: str, task: str, others: Sequence[str] = ()) -> None:
+    """Refuse what is no MetaWorld task, nor one of ``others``.
 
     Raises:
         InputError: naming the nearest task.
     """
-    tasks = [*MetaWorld().tasks(), *planned]
+    tasks = [*MetaWorld().tasks(), *others]
     if task not in tasks:
+        also = f" or one of {', '.join(others)}" if others else ""
         hint = did_you_mean(task, tasks)
-        others = f" or a ManiSkill task with a motion planner ({', '.join(planned)})" if planned else ""
-        raise InputError(f"{flag}: expected a MetaWorld task with a scripted expert{others}, got {task!r}{hint}")
+        raise InputError(f"{flag}: expected a MetaWorld task with a scripted expert{also}, got {task!r}{hint}")
 
 
 def run(config: DemosConfig) -> Path:
     """Record ``config.episodes`` demonstrations and write HDF5 and JSON. Returns the HDF5's path."""
-    check_task("env_id", config.env_id, PLANNED_TASKS)
+    check_task("env_id", config.env_id, [*WAYS, *PLANNED_TASKS])
     maker = _choose(config)
     _refuse_settings_of_others(config, maker)
     path = (config.out or Path("demos") / f"{config.env_id}-seed{config.seed}.h5").expanduser()

@@ -51,10 +51,10 @@ from dsrl_offpolicy.rewards import RewardMode
 
 @dataclass(frozen=True, kw_only=True)
 class DemosConfig:
-    """dsrl demos: record MetaWorld's imperfect scripted experts or ManiSkill's motion planner."""
+    """dsrl demos: record imperfect scripted experts (MetaWorld, robosuite) or ManiSkill's motion planner."""
 
     env_id: str = "pick-place-v3"
-    """A MetaWorld task with a scripted expert, or a ManiSkill task with a motion planner."""
+    """A MetaWorld task, robosuite:Lift or robosuite:Can, or a ManiSkill task with a motion planner."""
     out: Path | None = None
     """HDF5 file, which must not exist yet. Default: demos/<env_id>-seed<seed>.h5."""
     seed: Index = 1
@@ -62,9 +62,10 @@ class DemosConfig:
     episodes: Count = 60
     """Demonstrations to record; a scripted expert's failures are kept, a planner's are not."""
     control_mode: str | None = None
-    """ManiSkill's controller. Default: pd_ee_delta_pose; MetaWorld has only pd_ee_delta_pos."""
+    """ManiSkill's controller. Default: pd_ee_delta_pose; the others have none to choose."""
     demonstrator: Literal["auto", "scripted", "planner"] = "auto"
-    """Who demonstrates: MetaWorld has scripted experts, ManiSkill a motion planner, LiftPegUpright-v1 both."""
+    """Who demonstrates: ManiSkill's tasks have a motion planner, MetaWorld's, robosuite's and LiftPegUpright-v1
+    scripted experts."""
     obs_mode: Literal["state", "rgb"] = "state"
     """ManiSkill: record flat states, or images beside them."""
     reward_mode: Literal["normalized_dense", "dense", "sparse"] = "normalized_dense"
@@ -397,9 +398,9 @@ class DoctorEnvConfig:
     """dsrl doctor env: check that an environment works on this machine; show its spaces and its speed."""
 
     env_id: str = "pick-place-v3"
-    """A MetaWorld or ManiSkill task, or any Gymnasium id with a Box action space."""
+    """A MetaWorld, ManiSkill or robosuite task, or any Gymnasium id with a Box action space."""
     env_family: str = "auto"
-    """Environment family: metaworld, maniskill, gymnasium, module:Class of your own, or auto (by the id)."""
+    """Environment family: metaworld, maniskill, robosuite, gymnasium, module:Class of your own, or auto."""
     control_mode: str | None = None
     """ManiSkill's controller; default: pd_ee_delta_pose."""
     sim_backend: Literal["auto", "physx_cpu", "physx_cuda"] = "auto"

@@ -81,9 +81,9 @@ class SimulatorConfig:
     """Which environment, and how it is simulated."""
 
     env_id: str = "pick-place-v3"
-    """A MetaWorld or ManiSkill task, or any Gymnasium id with a Box action space."""
+    """A MetaWorld, ManiSkill or robosuite task, or any Gymnasium id with a Box action space."""
     env_family: str = "auto"
-    """Environment family: metaworld, maniskill, gymnasium, module:Class of your own, or auto (by the id)."""
+    """Environment family: metaworld, maniskill, robosuite, gymnasium, module:Class of your own, or auto."""
     max_episode_steps: Steps | None = None
     """Env steps until truncation; default: the simulator's own limit."""
     num_envs: Count = 4
@@ -91,13 +91,13 @@ class SimulatorConfig:
     control_mode: str | None = None
     """ManiSkill's controller; default: that of the demonstrations or the base policy, else pd_ee_delta_pose."""
     obs_mode: ObsMode | None = None
-    """State vectors, or rgb with ManiSkill's cameras; default: that of the demonstrations or the base policy."""
+    """State vectors, or rgb with the cameras' images; default: that of the demonstrations or the base policy."""
     sim_backend: Literal["auto", "physx_cpu", "physx_cuda"] = "auto"
     """ManiSkill's physics; auto takes the GPU where there is one."""
     render_backend: Literal["auto", "cpu", "gpu", "none"] = "auto"
     """Renderer of ManiSkill's images; auto follows sim_backend, and renders nothing for obs_mode state."""
     image_size: tuple[Count, Count] | None = None
-    """Height and width of ManiSkill's images; default: those of the demonstrations or the base policy."""
+    """Height and width of ManiSkill's or robosuite's images; default: those of demonstrations or base policy."""
     robot_uids: str | None = None
     """ManiSkill's robot; default: the task's own."""
     env_timeout: Positive = 300.0

@@ -213,7 +213,7 @@ def find_family(env_id: str, family: str = "auto") -> EnvFamily:
         asked.append(found)
     whose = f"an environment of {family}"
     if family == "auto":
-        whose = "a MetaWorld or ManiSkill task or a registered Gymnasium id"
+        whose = "a MetaWorld, ManiSkill or robosuite task or a registered Gymnasium id"
     near = did_you_mean(env_id, [task for found in asked for task in found.tasks()])
     missing = "".join(f" ({found.missing()})" for found in asked if found.missing())
     raise InputError(f"env_id: expected {whose}, got {env_id!r}{near}{missing}")

@@ -17,8 +17,8 @@ class EnvSpec:
     """Everything a worker needs to build one environment.
 
     Attributes:
-        env_id: a MetaWorld task (``lever-pull-v3``), a ManiSkill task (``LiftPegUpright-v1``), or any
-            ``gym.make`` id with a Box action space.
+        env_id: a MetaWorld task (``lever-pull-v3``), a ManiSkill task (``LiftPegUpright-v1``), a robosuite task
+            (``robosuite:Can``), or any ``gym.make`` id with a Box action space.
         reward_mode: ``sparse`` is -1 per env step until success, 0 on the step that succeeds, and on a failure
             that ends the episode what never succeeding costs (``rewards.sparse_reward``); ``dense`` is the
             simulator's own reward, ``normalized_dense`` ManiSkill's of at most 1 per env step.
@@ -34,7 +34,7 @@ class EnvSpec:
             on the GPU; ``auto`` takes the GPU where there is one.
         render_backend: what draws ManiSkill's images; ``auto`` is the device of the physics for ``rgb`` and
             ``none`` for ``state``.
-        image_size: (height, width) of ManiSkill's cameras, in pixels; None is the task's own.
+        image_size: (height, width) of the cameras of ManiSkill and robosuite, in pixels; None is the task's own.
         robot_uids: ManiSkill's robot (``panda_wristcam`` adds a camera); None is the task's own.
         timeout: seconds that a process may take for one macro-step or reset before it counts as hung.
         env_family: who makes it: a name of ``registry.ENV_FAMILIES``, ``module:Class``, or ``auto``, which asks

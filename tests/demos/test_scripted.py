@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dsrl_offpolicy.demos.makers.imperfection import Imperfection
-from dsrl_offpolicy.demos.makers.metaworld import ScriptedExpert, record_episode
+from dsrl_offpolicy.demos.makers.metaworld import ScriptedExpert
+from dsrl_offpolicy.demos.makers.scripted import record_episode
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.vector import make_env
 from dsrl_offpolicy.errors import InputError

@@ -251,7 +251,7 @@ def test_the_quickstart_goes_on_wherever_it_was_stopped(tmp_path, monkeypatch) -
     advice = f"resume with: dsrl quickstart --resume {folder}"
 
     done = stop_here(
-        "dsrl_offpolicy.demos.makers.metaworld:record_episode", 1, signal.SIGINT, [*flags, "--out", folder]
+        "dsrl_offpolicy.demos.makers.scripted:record_episode", 1, signal.SIGINT, [*flags, "--out", folder]
     )
     assert done.status == 130 and done.error_lines[-1] == f"dsrl quickstart: stopped by SIGINT; {advice}"
     assert not list(folder.glob("demos*"))  # whole or not at all
