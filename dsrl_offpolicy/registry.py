@@ -22,7 +22,7 @@ EXTRAS = {
     "mani_skill": "maniskill", "sapien": "maniskill", "mplib": "maniskill", "wandb": "track",
     "stable_baselines3": "sb3", "sb3_contrib": "sb3", "websockets": "remote", "msgpack": "remote",
     "lerobot": "lerobot", "diffusers": "lerobot", "draccus": "lerobot", "torchvision": "lerobot",
-    "huggingface_hub": "lerobot",
+    "huggingface_hub": "lerobot", "transformers": "smolvla", "num2words": "smolvla",
 }  # fmt: skip
 """The extra that installs an optional library, by the name it is imported under."""
 
