@@ -286,7 +286,10 @@ def weights_digest(*modules: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in [item for module in modules for item in module.state_dict().items()]:
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        value = value.detach().cpu().contiguous()
+        if value.dtype == torch.bfloat16:  # which numpy does not have
+            value = value.view(torch.int16)
+        digest.update(value.numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -24,6 +24,7 @@ EXTRAS = {
     "lerobot": "lerobot", "diffusers": "lerobot", "draccus": "lerobot", "torchvision": "lerobot",
     "huggingface_hub": "lerobot", "pyarrow": "lerobot-data", "av": "lerobot-data", "PIL": "lerobot-data",
     "robosuite": "robosuite",
+    "transformers": "smolvla", "num2words": "smolvla",
 }  # fmt: skip
 """The extra that installs an optional library, by the name it is imported under."""
 

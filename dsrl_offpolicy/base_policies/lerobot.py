@@ -19,6 +19,7 @@ from dsrl_offpolicy.base_policies.lerobot_folder import (
     AFTER,
     BEFORE,
     CONFIG,
+    VLAS,
     WEIGHTS,
     DiffusionSpec,
     Normalizer,
@@ -30,12 +31,16 @@ from dsrl_offpolicy.base_policies.lerobot_folder import (
     statistics_digest,
     without_compilation,
 )
-from dsrl_offpolicy.base_policies.lerobot_library import diffusion_config, lerobot_classes, normalizing_step
+from dsrl_offpolicy.base_policies.lerobot_library import (
+    build_strictly,
+    diffusion_config,
+    lerobot_classes,
+    normalizing_step,
+)
+from dsrl_offpolicy.base_policies.lerobot_vla import load_smolvla
 from dsrl_offpolicy.base_policies.observation_encoder import FEATURE_LIMIT, check_images
 from dsrl_offpolicy.contracts import BasePolicy, Encoding, Observation, PolicyInfo, weights_digest
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.files.checkpoint import check_weights, load_weights
-from dsrl_offpolicy.files.plain import reading
 
 IMAGES = "observation.images"
 """LeRobot's name of all cameras' images, stacked."""
@@ -97,15 +102,16 @@ class LeRobotPolicy(BasePolicy, nn.Module):
         self.eval()
 
     @classmethod
-    def load(cls, argument: str | None, device: torch.device, **options: Any) -> LeRobotPolicy:
-        """Load a folder that LeRobot's ``save_pretrained`` wrote.
+    def load(cls, argument: str | None, device: torch.device, **options: Any) -> BasePolicy:
+        """Load a folder that LeRobot's ``save_pretrained`` wrote, of whichever policy of LeRobot that is steered.
 
         Args:
             argument: the folder.
             device: where it computes.
             options: ``act_horizon`` H, default ``n_action_steps``; ``denoising_steps``, steps of DDIM, default
                 ``num_inference_steps``, and 10 where that is none; ``obs_horizon`` and ``pred_horizon`` may only
-                repeat ``config.json``; ``flag`` is the setting to name in an error.
+                repeat ``config.json``; ``flag`` is the setting to name in an error. For those of a SmolVLA see
+                :func:`~dsrl_offpolicy.base_policies.lerobot_vla.load_smolvla`.
 
         Raises:
             InputError: LeRobot is not installed; a file is missing or damaged; a policy that cannot be steered;
@@ -115,7 +121,9 @@ class LeRobotPolicy(BasePolicy, nn.Module):
         folder = Path(argument or "").expanduser()
         if not folder.is_dir():
             raise InputError(f"{flag}: expected a folder with {CONFIG} of LeRobot, {folder} is none")
-        _, content = read_type(folder, flag)
+        kind, content = read_type(folder, flag)
+        if kind in VLAS:
+            return load_smolvla(folder, content, device, flag, options)
         trained = read_diffusion(content, f"{flag}: {folder / CONFIG}")
         spec = trained.with_options(options)
         before = read_normalizer(folder, BEFORE, "normalizer_processor", spec, flag)
@@ -123,7 +131,11 @@ class LeRobotPolicy(BasePolicy, nn.Module):
         check_action_bounds(after, f"{flag}: {folder / AFTER}")
         tensors = without_compilation(read_safetensors(folder / WEIGHTS, flag))
         lerobot = lerobot_classes(flag)
-        model = _model(lerobot, spec, tensors, f"{flag}: {folder / WEIGHTS}")
+        model = build_strictly(
+            lambda: lerobot.DiffusionPolicy(diffusion_config(lerobot, spec)),
+            tensors,
+            f"{flag}: {folder / WEIGHTS}",
+        )
         policy = cls(lerobot, spec, model, before, after).to(device)
         check_contract(policy, f"{flag}: {folder}", device)
         if spec.noise_scheduler_type != "DDIM":
@@ -236,23 +248,3 @@ class LeRobotPolicy(BasePolicy, nn.Module):
             return (x - step.signal * predicted) / step.noise
 
         return noise
-
-
-def _model(lerobot: SimpleNamespace, spec: DiffusionSpec, tensors: dict[str, Tensor], where: str) -> nn.Module:
-    """Build LeRobot's policy, and load its weights strictly.
-
-    Raises:
-        InputError: a tensor is missing, extra or of another shape; sizes of which LeRobot makes no network.
-    """
-
-    def build() -> nn.Module:
-        model: nn.Module = lerobot.DiffusionPolicy(diffusion_config(lerobot, spec))
-        return model
-
-    with torch.random.fork_rng():
-        # First without memory: config.json may say any size, until the tensors are seen to be of it.
-        with torch.device("meta"), reading(where.replace(WEIGHTS, CONFIG), "entries that make a network"):
-            check_weights(build(), tensors, where)
-        model = build()
-    load_weights(model, tensors, where)
-    return model

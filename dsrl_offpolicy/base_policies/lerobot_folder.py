@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -33,6 +33,8 @@ BEYOND = 1e-3
 DRAWS = "it draws its noise itself, and takes none from outside"
 IGNORES = "it accepts noise and ignores it"
 LATER = "it can be steered, but this version cannot do it yet"
+VLAS = ("smolvla",)
+"""Vision-language-action policies that can be."""
 REFUSED = {
     "act": "its actions do not depend on noise: its latent is zero when it acts",
     "vqbet": "it draws discrete codes, and has no noise",
@@ -43,7 +45,6 @@ REFUSED = {
     "sarm": "it is a model of rewards",
     "xvla": IGNORES,
     "vla_jepa": IGNORES,
-    "smolvla": LATER,
     "pi0": LATER,
     "pi05": LATER,
     **dict.fromkeys(
@@ -86,7 +87,49 @@ class Feature:
 
 
 @dataclass(frozen=True)
-class DiffusionSpec:
+class PolicySpec:
+    """What every config.json says of what a policy reads and returns."""
+
+    input_features: dict[str, Feature]
+    output_features: dict[str, Feature]
+
+    @property
+    def cameras(self) -> list[str]:
+        """Names of the images, in the order in which the policy reads them."""
+        return [name for name, feature in self.input_features.items() if feature.type == "VISUAL"]
+
+    @property
+    def vectors(self) -> dict[str, int]:
+        """Widths of what a state is made of, in its order: the robot's, then the environment's."""
+        names = [name for name in (STATE, ENV_STATE) if name in self.input_features]
+        return {name: self.input_features[name].shape[0] for name in names}
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return self.output_features[ACTION].shape[0]
+
+    def check_repeated(self, options: Mapping[str, Any], entries: Mapping[str, str]) -> None:
+        """Refuse options that contradict config.json, or mean nothing for a policy of LeRobot.
+
+        Args:
+            options: by name.
+            entries: the entries of config.json that options may only repeat, by option.
+
+        Raises:
+            InputError: naming the option.
+        """
+        for name, entry in entries.items():
+            if options.get(name, getattr(self, entry)) != getattr(self, entry):
+                raise InputError(
+                    f"{name}: expected {getattr(self, entry)}, {entry} of {CONFIG}, got {options[name]}"
+                )
+        if "weights" in options:
+            raise InputError("weights: expected none for a policy of LeRobot, which has one set of them")
+
+
+@dataclass(frozen=True)
+class DiffusionSpec(PolicySpec):
     """What sampling needs of the config.json of a DiffusionPolicy, under LeRobot's names.
 
     Defaults stand where earlier versions of LeRobot do not write an entry, and mean what these did. LeRobot's own
@@ -96,8 +139,6 @@ class DiffusionSpec:
     n_obs_steps: Rows
     horizon: Rows
     n_action_steps: Rows
-    input_features: dict[str, Feature]
-    output_features: dict[str, Feature]
     down_dims: Widths
     kernel_size: Annotated[int, Meta(ge=1, le=99)]
     n_groups: Annotated[int, Meta(ge=1, le=16384)]
@@ -121,22 +162,6 @@ class DiffusionSpec:
     use_separate_rgb_encoder_per_camera: bool = False
 
     @property
-    def cameras(self) -> list[str]:
-        """Names of the images, in the order in which the policy reads them."""
-        return [name for name, feature in self.input_features.items() if feature.type == "VISUAL"]
-
-    @property
-    def vectors(self) -> dict[str, int]:
-        """Widths of what a state is made of, in its order: the robot's, then the environment's."""
-        names = [name for name in (STATE, ENV_STATE) if name in self.input_features]
-        return {name: self.input_features[name].shape[0] for name in names}
-
-    @property
-    def action_dim(self) -> int:
-        """A."""
-        return self.output_features[ACTION].shape[0]
-
-    @property
     def steps(self) -> int:
         """S, steps of DDIM; see ``DEFAULT_STEPS``."""
         return self.num_inference_steps or min(DEFAULT_STEPS, self.num_train_timesteps)
@@ -147,12 +172,9 @@ class DiffusionSpec:
         Raises:
             InputError: an option is unknown, out of range, or contradicts config.json.
         """
-        for name, given in options.items():
-            entry = {"obs_horizon": "n_obs_steps", "pred_horizon": "horizon"}.get(name)
-            if entry is not None and given != getattr(self, entry):
-                raise InputError(f"{name}: expected {getattr(self, entry)}, {entry} of {CONFIG}, got {given}")
-        if "weights" in options:
-            raise InputError("weights: expected none for a policy of LeRobot, which has one set of them")
+        self.check_repeated(options, {"obs_horizon": "n_obs_steps", "pred_horizon": "horizon"})
+        if "instruction" in options:
+            raise InputError("instruction: expected none for a DiffusionPolicy of LeRobot, which reads no words")
         spec = replace(
             self,
             n_action_steps=options.get("act_horizon", self.n_action_steps),
@@ -193,12 +215,12 @@ def read_type(folder: Path, flag: str) -> tuple[str, dict[str, Any]]:
         InputError: no such file or no JSON, an unknown type, or one that cannot be steered.
     """
     path = folder / CONFIG
-    content, where = _read_json(path, flag), f"{flag}: {path}"
+    content, where = read_json(path, flag), f"{flag}: {path}"
     kind = content.get("type")
     if isinstance(kind, str) and kind in REFUSED:
         raise InputError(f"{flag}: a {kind} policy of LeRobot is not steered: {REFUSED[kind]}")
-    if kind != "diffusion":
-        raise InputError(f"{where}: type: expected diffusion, got {shown(kind)}")
+    if kind not in ("diffusion", *VLAS):
+        raise InputError(f"{where}: type: expected {', '.join(('diffusion', *VLAS))}, got {shown(kind)}")
     if content.get("use_peft"):
         raise InputError(f"{where}: use_peft: expected false, got an adapter; merge it into the weights first")
     return kind, content
@@ -215,10 +237,8 @@ def read_diffusion(content: Mapping[str, Any], where: str) -> DiffusionSpec:
         InputError: an entry is missing, unknown, of another type or out of range; they do not fit together.
     """
     spec: DiffusionSpec = checked(content, DiffusionSpec, where)
-    unknown = sorted(set(content) - {f.name for f in fields(DiffusionSpec)} - NO_PART_OF_SAMPLING)
-    if unknown:
-        raise InputError(f"{where}: entry {shown(unknown[0])} is unknown; it may change what the policy computes")
-    _check_features(spec, where)
+    check_entries(content, DiffusionSpec, NO_PART_OF_SAMPLING, where)
+    check_features(spec, where)
     for name, value, most in (
         ("n_action_steps", spec.n_action_steps, spec.horizon - spec.n_obs_steps + 1),
         ("num_inference_steps", spec.steps, spec.num_train_timesteps),
@@ -228,7 +248,22 @@ def read_diffusion(content: Mapping[str, Any], where: str) -> DiffusionSpec:
     return spec
 
 
-def _check_features(spec: DiffusionSpec, where: str) -> None:
+def check_entries(content: Mapping[str, Any], spec: type, others: set[str], where: str) -> None:
+    """Refuse entries of config.json that are neither fields of ``spec`` nor among ``others``.
+
+    Raises:
+        InputError: naming the first.
+    """
+    if unknown := sorted(set(content) - {f.name for f in fields(spec)} - others):
+        raise InputError(f"{where}: entry {shown(unknown[0])} is unknown; it may change what the policy computes")
+
+
+def check_features(spec: PolicySpec, where: str) -> None:
+    """Check what a policy reads and returns.
+
+    Raises:
+        InputError: no action or no state, something that is neither state nor image, images of several shapes.
+    """
     action = spec.output_features.get(ACTION)
     if action is None or action.type != "ACTION" or len(action.shape) != 1:
         raise InputError(f"{where}: output_features: expected {ACTION!r} of one dimension, got another")
@@ -250,7 +285,9 @@ def _check_features(spec: DiffusionSpec, where: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Step:
+class Step:
+    """One step of a processor, as its JSON says it."""
+
     registry_name: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     state_file: str | None = None
@@ -258,7 +295,7 @@ class _Step:
 
 @dataclass(frozen=True)
 class _Pipeline:
-    steps: list[_Step]
+    steps: list[Step]
 
 
 @dataclass(frozen=True)
@@ -270,10 +307,28 @@ class _Normalizing:
 
 
 PLAIN = {"rename_observations_processor", "to_batch_processor", "device_processor"}
-"""Steps that bring observations into LeRobot's form: here they come in it."""
+"""Steps that bring observations into LeRobot's form."""
 
 
-def read_normalizer(folder: Path, file: str, step: str, spec: DiffusionSpec, flag: str) -> Normalizer:
+def read_steps(folder: Path, file: str, flag: str) -> list[Step]:
+    """Read a processor, but for the steps that bring observations into LeRobot's form: here they come in it.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    path = folder / file
+    if not path.is_file():
+        raise InputError(
+            f"{flag}: expected {file} in {folder}, without which states and actions have no scale; folders of "
+            "LeRobot before 0.4 get one by python -m lerobot.processor.migrate_policy_normalization"
+        )
+    pipeline: _Pipeline = checked(read_json(path, flag), _Pipeline, f"{flag}: {path}")
+    return [step for step in pipeline.steps if step.registry_name not in PLAIN]
+
+
+def read_normalizer(
+    folder: Path, file: str, step: str, spec: PolicySpec, flag: str, others: Collection[str] = ()
+) -> Normalizer:
     """Read the normalising step of a processor, and its statistics.
 
     Args:
@@ -282,22 +337,16 @@ def read_normalizer(folder: Path, file: str, step: str, spec: DiffusionSpec, fla
         step: the name of its normalising step.
         spec: of the policy.
         flag: the setting to name in an error.
+        others: names of steps that somebody else reads.
 
     Raises:
         InputError: the file is missing or damaged, has other steps, or does not fit the policy.
     """
-    path, where = folder / file, f"{flag}: {folder / file}"
-    if not path.is_file():
-        raise InputError(
-            f"{flag}: expected {file} in {folder}, without which states and actions have no scale; folders of "
-            "LeRobot before 0.4 get one by python -m lerobot.processor.migrate_policy_normalization"
-        )
-    pipeline: _Pipeline = checked(_read_json(path, flag), _Pipeline, where)
-    found = None
-    for entry in pipeline.steps:
+    found, where = None, f"{flag}: {folder / file}"
+    for entry in read_steps(folder, file, flag):
         if entry.registry_name == step and found is None:
             found = entry
-        elif entry.registry_name not in PLAIN:
+        elif entry.registry_name not in others:
             raise InputError(f"{where}: step {shown(entry.registry_name)} is unknown, or stands there twice")
     if found is None or found.state_file is None:
         raise InputError(f"{where}: expected a step {step} with statistics, got none")
@@ -373,11 +422,16 @@ def read_safetensors(path: Path, flag: str) -> dict[str, Tensor]:
         ) from error
 
 
-def _read_json(path: Path, flag: str) -> dict[str, Any]:
+def read_json(path: Path, flag: str, largest: int = LARGEST_JSON) -> dict[str, Any]:
+    """Read a JSON file of fields by name.
+
+    Raises:
+        InputError: no such file, too large, or something else.
+    """
     if not path.is_file():
         raise InputError(f"{flag}: expected {path.name} of LeRobot in {path.parent}, got none")
     try:
-        if path.stat().st_size > LARGEST_JSON:
+        if path.stat().st_size > largest:
             raise ValueError("it is too large")
         content = msgspec.json.decode(path.read_bytes())
     except (*READ_ERRORS, msgspec.DecodeError) as error:

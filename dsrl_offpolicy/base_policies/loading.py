@@ -20,6 +20,9 @@ from dsrl_offpolicy.registry import BASE_POLICIES
 
 MODULE = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
+READ_NO_WORDS = ("awsc", "dppo", "shortcut_flow")
+"""Kinds of base policies that take no ``instruction``."""
+
 
 def load_base_policy(
     spec: str | Path, device: str | torch.device = "cpu", *, flag: str = "base", **options: Any
@@ -35,7 +38,7 @@ def load_base_policy(
         options: what the file does not say; those that are None are left out. A published AWSC checkpoint takes
             ``weights``, ``obs_horizon``, ``pred_horizon``, ``act_horizon`` and ``denoising_steps``. Our own files
             know them, and an option may only repeat what they say. For DPPO's see ``DPPOPolicy.load``, for those
-            of a server ``RemotePolicy.load``.
+            of a server ``RemotePolicy.load``. ``instruction`` is the task, for a policy that reads words.
 
     Raises:
         InputError: an unknown kind; a file that is missing, damaged, no base policy, or does not fit the options;
@@ -45,7 +48,10 @@ def load_base_policy(
     options = {name: value for name, value in options.items() if value is not None}
     kind, colon, argument = str(spec).partition(":")
     known, is_name = BASE_POLICIES.names(), MODULE.fullmatch(kind) if colon else kind.isidentifier()
-    if isinstance(spec, Path) or Path(spec).expanduser().exists() or not (kind in known or is_name):
+    is_file = isinstance(spec, Path) or Path(spec).expanduser().exists() or not (kind in known or is_name)
+    if "instruction" in options and (is_file or kind in READ_NO_WORDS):
+        raise InputError(f"instruction: expected none, since the base policy {spec} reads no words")
+    if is_file:
         return _from_file(Path(spec), device, flag, options)
     if kind in BASE_POLICIES.builtin:
         if not argument:

@@ -24,7 +24,7 @@ PROG = "dsrl export"
 KEPT = ("steering", "policy", "base_fingerprint", "env_id")
 """Of a checkpoint; optimisers, critics and counters stay behind."""
 CHECKPOINTS = {"last": "last.pt", "best": "best_eval_success_once.pt"}
-OPTIONS = ("obs_horizon", "pred_horizon", "act_horizon")
+OPTIONS = ("obs_horizon", "pred_horizon", "act_horizon", "instruction")
 """Settings of a base policy besides its weights."""
 
 

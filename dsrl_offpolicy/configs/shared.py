@@ -174,3 +174,5 @@ class BasePolicyConfig:
     """Rows of a chunk. Only for published checkpoints, which do not store it; default 16."""
     act_horizon: Count | None = None
     """Rows that are executed. Only for published checkpoints (default: what Q^A takes, 8 in most) and DPPO's."""
+    instruction: str | None = None
+    """The task in words, for a base policy that reads one; default: what the environment observes."""

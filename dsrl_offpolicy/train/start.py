@@ -71,6 +71,7 @@ def load_base(config: BasePolicyConfig, device: torch.device) -> BasePolicy:
         obs_horizon=config.obs_horizon,
         pred_horizon=config.pred_horizon,
         act_horizon=config.act_horizon,
+        instruction=config.instruction,
     )
 
 

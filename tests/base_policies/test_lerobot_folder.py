@@ -68,8 +68,8 @@ def test_policies_without_noise_of_ours_are_refused_by_name(folder: Path, kind: 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"type": "unheard_of"}, "type: expected diffusion, got 'unheard_of'"),
-        ({"type": None}, "type: expected diffusion, got None"),
+        ({"type": "unheard_of"}, "type: expected diffusion, smolvla, got 'unheard_of'"),
+        ({"type": None}, "type: expected diffusion, smolvla, got None"),
         ({"horizon": None}, "horizon: expected a whole number, got None"),
         ({"horizon": "8"}, "horizon: expected a whole number, got '8'"),
         ({"n_action_steps": 8}, "n_action_steps: expected at most 7, got 8"),
