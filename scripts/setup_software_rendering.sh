@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# A Vulkan device in software (Mesa's lavapipe, 24.3 or newer) for ManiSkill on Debian and Ubuntu without a GPU.
-# ManiSkill builds no scene without a Vulkan device, state observations included. Run as root or with sudo.
+# Rendering in software by Mesa on Debian and Ubuntu without a GPU. Run as root or with sudo.
+# - A Vulkan device (lavapipe, 24.3 or newer) for ManiSkill, which builds no scene without one, states included.
+# - EGL for videos of MuJoCo's environments (MetaWorld).
 #   scripts/setup_software_rendering.sh            install what is missing
 #   scripts/setup_software_rendering.sh --check    only say what is there; status 1 where it is too old or missing
 #   scripts/setup_software_rendering.sh --source   only say which source of backports Debian 12 would be given
@@ -50,6 +51,9 @@ add_backports() {
 }
 
 installed() { dpkg-query -W -f '${db:Status-Status} ${Version}' mesa-vulkan-drivers 2>/dev/null | sed -n 's/^installed //p'; }
+have() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+NEEDED=(mesa-vulkan-drivers libvulkan1 libegl1 libegl-mesa0)
+missing() { for package in "${NEEDED[@]:1}"; do have "$package" || echo "$package"; done; }
 new_enough() { [ -n "$1" ] && dpkg --compare-versions "$1" ge "$OLDEST"; }
 
 if [ "${1:-}" = "--source" ]; then
@@ -60,12 +64,13 @@ if ! command -v dpkg-query >/dev/null; then
     echo "no dpkg here: install Mesa's lavapipe $OLDEST or newer (package mesa-vulkan-drivers) with your own package manager" >&2
     exit 1
 fi
-if new_enough "$(installed)" && dpkg-query -W libvulkan1 >/dev/null 2>&1; then
-    echo "mesa-vulkan-drivers $(installed) is installed"
+if new_enough "$(installed)" && [ -z "$(missing)" ]; then
+    echo "mesa-vulkan-drivers $(installed) is installed, and so are ${NEEDED[*]:1}"
     exit 0
 fi
 if [ "${1:-}" = "--check" ]; then
-    echo "mesa-vulkan-drivers: found '$(installed)', needed $OLDEST or newer; run $0" >&2
+    new_enough "$(installed)" || echo "mesa-vulkan-drivers: found '$(installed)', needed $OLDEST or newer; run $0" >&2
+    for package in $(missing); do echo "$package: not installed; run $0" >&2; done
     exit 1
 fi
 
@@ -77,9 +82,9 @@ if [ "${ID:-}" = debian ] && [ "${VERSION_ID:-}" = 12 ]; then
     from=(-t bookworm-backports)
 fi
 as_root apt-get update -qq
-as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${from[@]}" mesa-vulkan-drivers libvulkan1 >/dev/null
+as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${from[@]}" "${NEEDED[@]}" >/dev/null
 if ! new_enough "$(installed)"; then
     echo "mesa-vulkan-drivers is $(installed) after the installation, needed $OLDEST or newer: this release has no newer one" >&2
     exit 1
 fi
-echo "mesa-vulkan-drivers $(installed) is installed"
+echo "mesa-vulkan-drivers $(installed) is installed, and so are ${NEEDED[*]:1}"

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from dsrl_offpolicy.analysis.aggregate import estimate, mean_of_runs
 from dsrl_offpolicy.analysis.comparison import Comparison, compare
+from dsrl_offpolicy.analysis.report_videos import Videos, read_videos
 from dsrl_offpolicy.analysis.run_folder import RATES, STAGES, RunFolder, read_runs
 from dsrl_offpolicy.analysis.run_health import check_run
 from dsrl_offpolicy.analysis.stage2_runs import check_distinct, evaluated, group_runs, read_run
@@ -140,6 +141,7 @@ class Report:
     notes: list[str]
     health: list[Health]
     settings: list[Settings]
+    videos: Videos
 
 
 def make_report(folders: Sequence[Path], level: float) -> Report:
@@ -168,6 +170,7 @@ def make_report(folders: Sequence[Path], level: float) -> Report:
         notes=list(dict.fromkeys([*notes, *said])),
         health=[_health(source, run) for source in sources for run in source.runs if run.kind != "ppo"],
         settings=list(_settings(sources)),
+        videos=read_videos({s.name: [s.path, s.path / "eval", *(run.path for run in s.runs)] for s in sources}),
     )
 
 

@@ -23,6 +23,7 @@ CHECKPOINTS = ("base", "awsc_checkpoint", "stage1_checkpoint", "demo_path")
 BOOKKEEPING = (
     "seed", "out", "resume", "device", "torch_threads", "loggers", "track", "wandb_project", "log_freq",
     "save_freq", "compile", "render_backend", "env_timeout", "eval_freq", "eval_episodes",
+    "video_every",
 )  # fmt: skip
 """Settings that do not change what a run learns, or that runs of one group are meant to differ in."""
 

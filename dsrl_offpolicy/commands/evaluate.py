@@ -44,6 +44,8 @@ from dsrl_offpolicy.tracking.run import Run, create_run_folder
 from dsrl_offpolicy.train.command import command
 from dsrl_offpolicy.train.start import decodes_from_features, load_base, note_other_task, rewards_of, start_torch
 from dsrl_offpolicy.train.steering_files import load_steering
+from dsrl_offpolicy.train.videos import BASE as BASE_CAPTION
+from dsrl_offpolicy.train.videos import STEERED, Start, Videos
 
 BASE, ZERO = "base (prior noise)", "w = 0"
 """Rows that are always there, and always of all episodes."""
@@ -92,6 +94,7 @@ def run(config: EvalConfig) -> Path:
     check_fit(base.info, env_spec)
     sources = _sources(config, base, device)
     reference = _reference(config)
+    videos = Videos(base, env_spec, device) if config.video else None
     folder = create_run_folder(config.out, f"dsrl_offpolicy_eval-{config.env_id}-seed{config.seed}")
     note_other_task(base.info, config.env_id)
     with Run(folder, config) as tracker:
@@ -102,22 +105,47 @@ def run(config: EvalConfig) -> Path:
             env.close()
         write_table(folder, rows)
         tracker.write_summary({name: _summary(row) for name, row in rows.items()})
-    episodes = f"{'up to ' if reference else ''}{config.episodes} episodes"
-    print_table(rows, f"{config.env_id}, {episodes}, 95 % intervals", reference)
+        episodes = f"{'up to ' if reference else ''}{config.episodes} episodes"
+        print_table(rows, f"{config.env_id}, {episodes}, 95 % intervals", reference)
+        if videos is not None:
+            _film(config, videos, sources, tracker)
     return folder
+
+
+def _film(config: EvalConfig, videos: Videos, sources: Mapping[str, LatentSource | None], tracker: Run) -> None:
+    """The base policy and the last latent policy, if there is one, on the table's first starts."""
+    filmed = {BASE_CAPTION: sources[BASE]}
+    if (steered := _last_latent_policy(config)) is not None:
+        filmed[STEERED] = sources[steered]
+    acting = {name: source for name, source in filmed.items() if source is not None}
+    starts = [
+        Start(f"start-{index:03d}", seed, {"start": index})
+        for index, seed in enumerate(evaluation_seeds(config.video))
+    ]
+    with ProgressReport("video", len(starts), "videos") as progress:
+        videos.write(tracker, acting, starts, progress.report)
+    print(f"{len(starts)} video{'s' if len(starts) > 1 else ''} in {tracker.path / 'videos'}")
 
 
 def _reference(config: EvalConfig) -> str | None:
     """The row that the others are compared with, and end where they are below it; None for no such thing."""
     if not config.end_decided_rows:
         return None
+    name = _last_latent_policy(config)
+    if name is None:
+        raise InputError(
+            "end_decided_rows: expected a latent policy to compare rows with (--stage2_checkpoint or "
+            "--stage1_checkpoint), got none"
+        )
+    return name
+
+
+def _last_latent_policy(config: EvalConfig) -> str | None:
+    """The row of the latent policy that was trained last, of those given."""
     for stage, path in (("stage2", config.stage2_checkpoint), ("stage1", config.stage1_checkpoint)):
         if path is not None:
             return f"{stage} deterministic"
-    raise InputError(
-        "end_decided_rows: expected a latent policy to compare rows with (--stage2_checkpoint or "
-        "--stage1_checkpoint), got none"
-    )
+    return None
 
 
 def _summary(row: Row) -> dict[str, Any]:

@@ -281,6 +281,9 @@ class Stage2LoopConfig(
     """Episodes per evaluation."""
     eval_deterministic: bool = True
     """Evaluate the latent policy's mean rather than samples."""
+    video_every: CountOrNone = 0
+    """Write a video at every k-th evaluation into videos/ of the run folder: base policy and latent policy side by
+    side, always from the same start. 0 for none; needs the extra `video`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -368,6 +371,9 @@ class EvalConfig(JobConfig, EvaluationConfig, BasePolicyConfig):
     best_of: CountOrNone = 32
     """Draws of the prior of which Q^A takes the best in each state: the control "best of N by Q^A". 0 omits it;
     a base policy without Q^A has no such row."""
+    video: CountOrNone = 0
+    """Videos to write into videos/ of the run folder, a start each: the base policy and the last latent policy
+    given (Stage 2's, else Stage 1's) side by side. 0 for none; needs the extra `video`."""
 
 
 @dataclass(frozen=True, kw_only=True)

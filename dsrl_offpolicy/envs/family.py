@@ -104,6 +104,7 @@ class EnvFamily(ABC):
         common_reward_mode: one that every environment of it has, for looking at one.
         default_control_mode: the controller where nothing is said; None where there is none to choose.
         preload: modules that its worker processes share.
+        to_draw: what cures it where environments cannot be drawn.
     """
 
     name: ClassVar[str]
@@ -113,6 +114,7 @@ class EnvFamily(ABC):
     common_reward_mode: ClassVar[RewardMode] = "dense"
     default_control_mode: ClassVar[str | None] = None
     preload: ClassVar[tuple[str, ...]] = ()
+    to_draw: ClassVar[str] = "its render() must return an image, uint8 [H, W, 3]"
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -131,6 +133,9 @@ class EnvFamily(ABC):
         on. ``info["success"]`` tells success, where there is such a thing. Reward mode, reward scale, the end on
         success and ``max_episode_steps`` are applied to what it returns.
 
+        Where ``spec.frames_every`` is set, ``render()`` draws what a spectator sees, uint8 ``[h, w, 3]``; it is
+        never called elsewhere.
+
         Raises:
             InputError: an environment that cannot be made or steered; says why.
         """
@@ -146,6 +151,10 @@ class EnvFamily(ABC):
     def capabilities(self, spec: EnvSpec) -> Capabilities:
         """Return what may be done with these environments."""
         return Capabilities()
+
+    def filmed(self, spec: EnvSpec) -> EnvSpec:
+        """Return the spec with which its environments can be filmed, a process each; ``frames_every`` is set."""
+        return spec
 
     def make_vector(self, spec: EnvSpec, num_envs: int) -> MacroVectorEnv:
         """Build ``num_envs`` macro-step environments in this process; asked of ``batched`` families alone."""

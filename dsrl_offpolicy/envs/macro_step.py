@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector.utils import batch_space
 
+from dsrl_offpolicy.envs.frames import FrameRecorder
 from dsrl_offpolicy.envs.spec import EnvSpec
 
 
@@ -27,7 +28,8 @@ class MacroStepEnv(gym.Wrapper):
     newest (its states are exact); its discount is 0, so no target reads it.
 
     ``info`` always holds ``n_steps``, ``success`` (of the last env step), ``success_once``,
-    ``episode_return`` (undiscounted, of the scaled reward) and ``episode_length`` (env steps).
+    ``episode_return`` (undiscounted, of the scaled reward) and ``episode_length`` (env steps); where
+    ``spec.frames_every`` is set, also what ``FrameRecorder.take`` returns.
     """
 
     def __init__(self, env: gym.Env, spec: EnvSpec, *, lazy_images: bool = False) -> None:
@@ -42,6 +44,9 @@ class MacroStepEnv(gym.Wrapper):
         self.observation_space = stacked_space(env.observation_space, spec.obs_horizon)
         self._cameras: Any = env.unwrapped if lazy_images else None
         self._ended: tuple[bool, bool] | None = None
+        self._recorder: FrameRecorder | None = None
+        if spec.frames_every:
+            self._recorder = FrameRecorder(env, spec.frames_every, spec.act_horizon)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         obs, _ = self.env.reset(seed=seed, options=options)
@@ -50,6 +55,8 @@ class MacroStepEnv(gym.Wrapper):
         self._success = self._success_once = False
         self._return = 0.0
         self._length = 0
+        if self._recorder is not None:
+            self._recorder.begin()
         return _stack(self._frames), self._info(0)
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -69,6 +76,8 @@ class MacroStepEnv(gym.Wrapper):
             self._length += 1
             self._success = info["success"]
             self._success_once |= self._success
+            if self._recorder is not None:
+                self._recorder.see(self._length, self._success_once, last=terminated or truncated)
             if terminated or truncated:
                 self._ended = (terminated, truncated)
                 break
@@ -97,7 +106,11 @@ class MacroStepEnv(gym.Wrapper):
             "success_once": self._success_once,
             "episode_return": self._return,
             "episode_length": self._length,
+            **(self._recorder.take() if self._recorder is not None and n_steps else self._no_frames()),
         }
+
+    def _no_frames(self) -> dict[str, Any]:
+        return self._recorder.nothing() if self._recorder is not None else {}
 
 
 def _copy(obs: Any) -> Any:

@@ -36,11 +36,12 @@ class ProcessVectorEnv(MacroVectorEnv):
     start of an episode of the new process. The caller drops that step and resets the slot.
 
     Args:
-        make: builds one environment; picklable. Called once in this process, for its spaces.
+        make: builds one environment; picklable.
         num_envs: processes.
         timeout: seconds that one step or reset may take; a ``supervised_reset`` may take any.
         capabilities: those of the family. Where processes may not be killed, one that hangs ends the run and is
             left alone.
+        probe: builds one in this process, for its spaces; by default ``make``.
     """
 
     def __init__(
@@ -49,10 +50,11 @@ class ProcessVectorEnv(MacroVectorEnv):
         num_envs: int,
         timeout: float,
         capabilities: Capabilities = Capabilities(),  # noqa: B008  (frozen)
+        probe: Callable[[], gym.Env] | None = None,
     ) -> None:
-        probe = make()
-        self.single_observation_space, self.single_action_space = probe.observation_space, probe.action_space
-        probe.close()
+        one = (probe or make)()
+        self.single_observation_space, self.single_action_space = one.observation_space, one.action_space
+        one.close()
         self.num_envs = num_envs
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)

@@ -37,6 +37,7 @@ class EnvSpec:
         image_size: (height, width) of the cameras of ManiSkill and robosuite, in pixels; None is the task's own.
         robot_uids: ManiSkill's robot (``panda_wristcam`` adds a camera); None is the task's own.
         timeout: seconds that a process may take for one macro-step or reset before it counts as hung.
+        frames_every: env steps between the frames of a video; 0 draws none, and needs nothing that can draw.
         env_family: who makes it: a name of ``registry.ENV_FAMILIES``, ``module:Class``, or ``auto``, which asks
             the registered ones whose the id is.
     """
@@ -56,4 +57,5 @@ class EnvSpec:
     image_size: tuple[int, int] | None = None
     robot_uids: str | None = None
     timeout: float = 300.0
+    frames_every: int = 0
     env_family: str = "auto"

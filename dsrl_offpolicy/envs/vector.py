@@ -86,6 +86,7 @@ def _make_processes(family: EnvFamily, spec: EnvSpec, num_envs: int) -> ProcessV
     if spec.env_family == "auto":  # processes need not ask the others
         spec = replace(spec, env_family=family.name)
     make = functools.partial(_make_in_process, spec)
+    probe = functools.partial(_make_in_process, replace(spec, frames_every=0))  # nothing is drawn in this process
     before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # heard by the learner once the processes stand
@@ -94,7 +95,7 @@ def _make_processes(family: EnvFamily, spec: EnvSpec, num_envs: int) -> ProcessV
         multiprocessing.get_context("forkserver").set_forkserver_preload(
             ["dsrl_offpolicy.envs.vector", *family.preload]
         )
-        return ProcessVectorEnv(make, num_envs, spec.timeout, family.capabilities(spec))
+        return ProcessVectorEnv(make, num_envs, spec.timeout, family.capabilities(spec), probe)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         for name, value in before.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -192,9 +192,17 @@ def run_episodes(
     return [queue.outcomes[index] for index in range(len(seeds))]
 
 
+Seen = Callable[[Episode, int, Mapping[str, Any]], None]
+"""Looks at the info of a step of an episode, in a slot."""
+
+
 @torch.no_grad()
 def run_queue(
-    env: MacroVectorEnv, base_policy: BasePolicy, queue: EpisodeQueue, device: torch.device | str = "cpu"
+    env: MacroVectorEnv,
+    base_policy: BasePolicy,
+    queue: EpisodeQueue,
+    device: torch.device | str = "cpu",
+    seen: Seen = lambda episode, slot, info: None,
 ) -> int:
     """Run the episodes of a queue, of several policies side by side. Returns the env steps that they took, those
     of episodes that were no longer wanted included. An episode whose environment process is lost starts over.
@@ -205,6 +213,7 @@ def run_queue(
         base_policy: decodes latents to chunks, of which it tells the executed rows.
         queue: tells what to run, in which order.
         device: where policies compute.
+        seen: told of every step of every episode, before the queue hears of its end.
 
     Raises:
         NonFiniteError: actions or returns that are not finite, as observations and rewards make them.
@@ -248,6 +257,8 @@ def run_queue(
         over = torch.as_tensor(terminated | truncated).tolist()
         lost = [slot for slot in list(running) if info.get("lost", [False] * slots)[slot]]
         again += [running.pop(slot) for slot in lost]  # its process was replaced: the episode begins again
+        for slot, episode in running.items():
+            seen(episode, slot, info)
         ended = [slot for slot in list(running) if over[slot]]
         wanted = True
         for slot in ended:

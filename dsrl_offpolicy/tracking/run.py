@@ -21,7 +21,7 @@ from dsrl_offpolicy.errors import InputError, NonFiniteError
 from dsrl_offpolicy.files.atomic import write_atomically
 from dsrl_offpolicy.files.metrics import NAME, Group, metrics_row
 from dsrl_offpolicy.files.run_kind import write_kind
-from dsrl_offpolicy.tracking.sink import LoggedRow, find_sinks
+from dsrl_offpolicy.tracking.sink import LoggedRow, LoggedVideo, find_sinks
 
 Scalar = float | int | torch.Tensor
 
@@ -120,6 +120,18 @@ class Run:
             raise InputError(f"{self.path}: cannot write logs: {error.strerror}") from error
         self._rows += 1
         return row.line
+
+    def log_video(self, video: LoggedVideo) -> None:
+        """Hand a video of the run folder to the loggers.
+
+        Raises:
+            InputError: one of them cannot be written.
+        """
+        try:
+            for sink in self._sinks.values():
+                sink.log_video(video)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot write logs: {error.strerror}") from error
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``, what the run came to; whole or not at all."""

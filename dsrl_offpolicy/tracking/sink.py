@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dsrl_offpolicy.configs.shared import TrackedConfig
 from dsrl_offpolicy.files.metrics import Group
@@ -40,6 +42,25 @@ class LoggedRow:
         return {"group": self.group, **self.axes, "minutes": self.minutes, **self.metrics}
 
 
+@dataclass(frozen=True)
+class LoggedVideo:
+    """A video in the run folder.
+
+    Attributes:
+        name: of the file, without its suffix.
+        axes: as of a row: the x axis first.
+        path: the MP4.
+        frames: its images, uint8 ``[H, W, 3]``.
+        fps: frames per second.
+    """
+
+    name: str
+    axes: Mapping[str, int]
+    path: Path
+    frames: Sequence[np.ndarray]
+    fps: int
+
+
 class Sink(ABC):
     """A logger of a run: ``--loggers`` takes it by its name in the registry, or as ``module:Class``.
 
@@ -56,6 +77,9 @@ class Sink(ABC):
     @abstractmethod
     def log(self, row: LoggedRow) -> None:
         """Take one row. An OSError ends the run with one line."""
+
+    def log_video(self, video: LoggedVideo) -> None:  # noqa: B027  most show none
+        """Take a video, which stays in the run folder all the same. An OSError ends the run with one line."""
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs to go on from here, as plain values."""

@@ -65,6 +65,10 @@ def check_plan(config: Stage2LoopConfig, info: PolicyInfo) -> None:
         raise InputError(
             f"replay_buffer_size: expected at least num_envs {config.num_envs}, got {config.replay_buffer_size}"
         )
+    if config.video_every and not config.eval_freq:
+        raise InputError(
+            f"video_every: expected 0 where eval_freq is 0, because nothing is evaluated, got {config.video_every}"
+        )
     most = max(int(planned_steps(config, info) - config.critic_burnin_steps), 1)
     if config.actor_update_every > most:
         raise InputError(

@@ -22,8 +22,10 @@ from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
 from dsrl_offpolicy.configs.loading import parse_job
 from dsrl_offpolicy.contracts import LatentSource, MacroBatch
 from dsrl_offpolicy.envs.family import MacroVectorEnv
-from dsrl_offpolicy.evaluation.episodes import EvaluationSummary
-from dsrl_offpolicy.models.latent_sources import squashed_prior_source
+from dsrl_offpolicy.errors import InputError, NonFiniteError
+from dsrl_offpolicy.evaluation.episodes import EvaluationSummary, choosing_seeds
+from dsrl_offpolicy.files.metrics import read_metrics
+from dsrl_offpolicy.models.latent_sources import prior_source, squashed_prior_source
 from dsrl_offpolicy.rollouts.collector import Collected, Collector
 from dsrl_offpolicy.seeding import numpy_generator, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport
@@ -38,6 +40,7 @@ from dsrl_offpolicy.train.stage2_learner import build_agent, check_plan, planned
 from dsrl_offpolicy.train.stage2_state import Counters, Stage2State
 from dsrl_offpolicy.train.start import load_base, note_other_task, note_unknown_rewards, rewards_of, start_torch
 from dsrl_offpolicy.train.steering_files import save_steering
+from dsrl_offpolicy.train.videos import BASE, STEERED, Start, Videos
 
 COMPILE_FROM = 10_000
 """Planned gradient steps from which ``compile=auto`` compiles (docs/performance.md)."""
@@ -56,6 +59,9 @@ class Stage2:
         self.base = load_base(config, device)
         check_plan(config, self.base.info)
         self.online_env = OnlineEnvironments(config, self.base)
+        self.videos: Videos | None = None
+        if config.video_every:
+            self.videos = Videos(self.base, self.online_env.evaluation, device)
         self.agent = build_agent(config, self.base, device)
         self.config = config = start_precision(config, self.agent, config.batch_size, device)
         self.buffer = MacroReplayBuffer(
@@ -196,11 +202,30 @@ class Stage2:
         config, axes = self.config, self.counters.axes
         policy = self.agent.source(config.eval_deterministic)
         self.last_evaluation = summary = evaluate(run, env, self.base, policy, config.eval_episodes, self.device)
+        self._film(run, policy)
         self.health.observe(run.tracker.log("eval", summary.row(), axes))
         if self.best.improved_by(summary):
             extra = {"env_id": config.env_id, "counters": asdict(self.counters)}
             path = run.tracker.checkpoints / "best_eval_success_once.pt"
             save_steering(path, "stage2", self.agent.actor, self.base, config.actor_hidden_dims, extra)
+
+    def _film(self, run: TrainingRun, policy: LatentSource) -> None:
+        """Film the policy of the first evaluation and of every k-th after it. A run goes on without a video that
+        failed; a signal ends it, and the evaluation is repeated when it resumes."""
+        if self.videos is None:
+            return
+        evaluations = sum(row["group"] == "eval" for row in read_metrics(run.tracker.path))
+        if evaluations % self.config.video_every:
+            return
+        axes = self.counters.axes
+        sources = {BASE: run.listening(prior_source()), STEERED: run.listening(policy)}
+        try:
+            start = Start(f"env-steps-{axes['env_steps']:09d}", choosing_seeds(1)[0], axes)
+            self.videos.write(run.tracker, sources, [start])
+        except NonFiniteError:
+            raise
+        except InputError as error:
+            print(f"note: no video at {axes['env_steps']} env steps: {error}", file=sys.stderr)
 
     def _log(self, metrics: dict[str, torch.Tensor], tracker: Run, progress: ProgressReport) -> None:
         counters = self.counters

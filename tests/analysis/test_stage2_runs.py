@@ -16,7 +16,7 @@ from dsrl_offpolicy.errors import InputError
 TOLD_APART_BY_NOTHING = {
     "seed", "out", "resume", "device", "torch_threads", "loggers", "track", "wandb_project", "log_freq",
     "save_freq", "compile", "render_backend", "env_timeout", "eval_freq", "eval_episodes", "awsc_checkpoint",
-    "stage1_checkpoint", "total_timesteps",
+    "stage1_checkpoint", "total_timesteps", "video_every",
 }  # fmt: skip
 """Checkpoints where every seed has its own, and total_timesteps where the learning rates stay."""
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 from csv_logger import CsvSink
 from tiny_worlds import TASK, TINY_WIDTHS, snapshot
@@ -19,7 +20,7 @@ from dsrl_offpolicy.configs.jobs import EvalConfig, Stage0Config
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.metrics import Group, read_metrics
 from dsrl_offpolicy.tracking.run import Run
-from dsrl_offpolicy.tracking.sink import find_sinks
+from dsrl_offpolicy.tracking.sink import LoggedVideo, find_sinks
 
 OWN = Stage2Config(loggers=("csv_logger:CsvSink",))
 
@@ -110,6 +111,9 @@ class FakeWandb(types.ModuleType):
         self.calls.append(("init", settings["project"], settings["id"], settings["resume"]))
         return self
 
+    def Video(self, path: str, caption: str) -> tuple[str, str]:
+        return (Path(path).name, caption)
+
     def define_metric(self, name: str, step_metric: str) -> None:
         self.calls.append(("axis", name, step_metric))
 
@@ -142,6 +146,15 @@ def test_weights_and_biases_has_the_groups_names_over_their_own_axis(tmp_path, m
         wandb.calls.clear()
         Run(tmp_path, config, resume=state).close()
         assert wandb.calls == [("init", "steering", "abc", "allow"), ("finish",)]
+
+
+def test_weights_and_biases_is_sent_a_video_over_env_steps(tmp_path, monkeypatch):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    frames = [np.zeros((4, 6, 3), np.uint8)]
+    with Run(tmp_path, Stage2Config(loggers=("wandb", "csv_logger:CsvSink"))) as run:  # the latter takes none
+        run.log_video(LoggedVideo("start-000", {"env_steps": 8}, tmp_path / "start-000.mp4", frames, 30))
+    assert ("log", {"env_steps": 8, "video": ("start-000.mp4", "start-000")}) in wandb.calls
 
 
 @pytest.mark.parametrize("state", [{}, {"step": "x"}, {"step": None}])

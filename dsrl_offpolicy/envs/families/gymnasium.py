@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import sys
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers import FlattenObservation, RescaleAction, TransformObservation
 
+from dsrl_offpolicy.envs.families.mujoco_opengl import TO_DRAW, find_opengl
 from dsrl_offpolicy.envs.family import EnvFamily
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError, did_you_mean, one_line
@@ -18,6 +20,7 @@ class GymnasiumEnvs(EnvFamily):
 
     name = "gymnasium"
     package = "gymnasium"
+    to_draw = f"it must have render_mode rgb_array; {TO_DRAW}"
 
     def tasks(self) -> list[str]:
         """Return the registered ids."""
@@ -47,11 +50,15 @@ class GymnasiumEnvs(EnvFamily):
         Raises:
             InputError: an id whose module or library is missing, or spaces that cannot be steered.
         """
+        settings = {"render_mode": "rgb_array"} if spec.frames_every else {}
+        limit = spec.max_episode_steps
         try:
-            env = gym.make(spec.env_id, max_episode_steps=spec.max_episode_steps, disable_env_checker=True)
+            env = gym.make(spec.env_id, max_episode_steps=limit, disable_env_checker=True, **settings)
         except (gym.error.Error, ImportError) as error:
             cause = " ".join(str(error).split())
             raise InputError(f"env_id: {spec.env_id} cannot be made: {cause}") from error
+        if spec.frames_every and "mujoco" in sys.modules:
+            find_opengl()
         return plain_vectors(env, spec)
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from dsrl_offpolicy.envs.families.render_device import render_device
+from dsrl_offpolicy.envs.families.render_device import REMEDY, render_device
 from dsrl_offpolicy.envs.family import FAMILY_SETTINGS, Capabilities, EnvFacts, EnvFamily, MacroVectorEnv
+from dsrl_offpolicy.envs.frames import FRAME_HEIGHT
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.success import is_success
 from dsrl_offpolicy.errors import InputError, did_you_mean
@@ -37,6 +38,7 @@ class ManiSkill(EnvFamily):
     common_reward_mode = "sparse"
     default_control_mode = DEFAULT_CONTROL_MODE
     preload = ("torch",)
+    to_draw = REMEDY
 
     def tasks(self) -> list[str]:
         """Return the registered tasks; none where ManiSkill is not installed."""
@@ -66,6 +68,10 @@ class ManiSkill(EnvFamily):
     def capabilities(self, spec: EnvSpec) -> Capabilities:
         """Return that images may be drawn late, and that the GPU takes a batch."""
         return Capabilities(batched=sim_backend(spec) == "physx_cuda", lazy_images=spec.obs_mode == "rgb")
+
+    def filmed(self, spec: EnvSpec) -> EnvSpec:
+        """Return the spec with physics on the CPU, where an environment is a process."""
+        return replace(spec, sim_backend="physx_cpu")
 
     def make_vector(self, spec: EnvSpec, num_envs: int) -> MacroVectorEnv:
         """Build a batch in one simulation."""
@@ -142,6 +148,8 @@ def make_simulator(spec: EnvSpec, num_envs: int) -> Any:
     backend = sim_backend(spec)
     if spec.render_backend == "none" and spec.obs_mode == "rgb":
         raise InputError("render_backend: expected auto, cpu or gpu for obs_mode rgb, got none")
+    if spec.render_backend == "none" and spec.frames_every:
+        raise InputError("render_backend: expected auto, cpu or gpu for videos, got none")
 
     settings: dict[str, Any] = {
         "num_envs": num_envs,
@@ -154,6 +162,9 @@ def make_simulator(spec: EnvSpec, num_envs: int) -> Any:
         settings["sensor_configs"] = {"height": spec.image_size[0], "width": spec.image_size[1]}
     if spec.robot_uids is not None:
         settings["robot_uids"] = spec.robot_uids
+    if spec.frames_every:
+        spectator = {"height": FRAME_HEIGHT, "width": FRAME_HEIGHT}
+        settings |= {"render_mode": "rgb_array", "human_render_camera_configs": spectator}
     try:
         return _make(spec, settings)
     except NotImplementedError as error:
@@ -175,7 +186,7 @@ def _make(spec: EnvSpec, settings: Mapping[str, Any]) -> Any:
     with open(os.devnull) as nothing, _standard_input(nothing):
         if spec.render_backend != "auto":
             return make(render_backend=spec.render_backend)
-        if spec.obs_mode == "rgb":
+        if spec.obs_mode == "rgb" or spec.frames_every:
             return make(render_backend="gpu")
         try:
             return make(render_backend="none")
@@ -367,6 +378,11 @@ class ManiSkillEnv(gym.Env):
         state = self._flatten({k: v for k, v in obs.items() if not k.startswith("sensor")}, use_torch=True)
         images = [data["rgb"][0].numpy() for data in obs.get("sensor_data", {}).values()]
         return {"state": state[0].numpy(), "rgb": np.concatenate(images, axis=-1) if images else None}
+
+    def render(self) -> np.ndarray:
+        with self._inference_mode():
+            image: np.ndarray = self.simulator.render()[0].cpu().numpy()
+            return image
 
     def close(self) -> None:
         self.simulator.close()

@@ -8,7 +8,7 @@ from typing import Any
 
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.plain import check_fields
-from dsrl_offpolicy.tracking.sink import LoggedRow, Sink
+from dsrl_offpolicy.tracking.sink import LoggedRow, LoggedVideo, Sink
 
 
 class WeightsAndBiases(Sink):
@@ -20,6 +20,8 @@ class WeightsAndBiases(Sink):
     def __init__(self, folder: Path, config: Mapping[str, Any], state: Mapping[str, Any] | None) -> None:
         try:
             import wandb
+
+            self._wandb = wandb
         except ImportError as error:
             raise InputError(
                 "loggers wandb, track: expected the package wandb (pip install 'dsrl_offpolicy[track]'), got none"
@@ -40,6 +42,10 @@ class WeightsAndBiases(Sink):
             self._groups.add(row.group)
             self._run.define_metric(f"{row.group}/*", step_metric=next(iter(row.axes)))
         self._run.log({**row.axes, "minutes": row.minutes, **row.named})
+
+    def log_video(self, video: LoggedVideo) -> None:
+        """Send the file itself."""
+        self._run.log({**video.axes, "video": self._wandb.Video(str(video.path), caption=video.name)})
 
     def state(self) -> dict[str, Any]:
         return {"id": self._run.id}
