@@ -1,10 +1,11 @@
 """Small HDF5 files in robomimic's layout.
 
-What robomimic 0.3's ``dataset_states_to_obs.py`` writes: a group ``data`` with the attributes ``total`` (steps in
-all) and ``env_args`` (JSON of ``env_name``, ``type``, ``env_version``, ``env_kwargs``); per demonstration
-``data/demo_i`` with the attributes ``num_samples`` and ``model_file``, the data sets ``actions [n, A]`` and ``states`` (float64),
-``rewards [n]`` (float64), ``dones [n]`` (int64), and the groups ``obs`` and, unless ``--exclude-next-obs``,
-``next_obs`` with a data set ``[n, ...]`` per observation; and ``mask`` with lists of names.
+What robomimic 0.3's ``dataset_states_to_obs.py`` writes: a group ``data`` with the attributes ``total`` (steps
+in all) and ``env_args`` (JSON of ``env_name``, ``type``, ``env_version``, ``env_kwargs``); per demonstration
+``data/demo_i`` with the attributes ``num_samples`` and ``model_file``, the data sets ``actions [n, A]`` and
+``states`` (float64), ``rewards [n]`` (float64), ``dones [n]`` (int64), and the groups ``obs`` and, unless
+``--exclude-next-obs``, ``next_obs`` with a data set ``[n, ...]`` per observation; and ``mask`` with lists of
+names.
 """
 
 from __future__ import annotations
