@@ -40,8 +40,9 @@ Job = TypeVar("Job")
 SCALED = {
     "demos": ("episodes",),
     "stage0": ("total_iters",),
-    "stage1": ("total_iters", "eval_freq", "eval_episodes"),
+    "stage1": ("total_iters", "eval_freq", "eval_episodes", "cloning_iters", "constants", "choosing_episodes"),
     "stage2": ("total_timesteps", "warmup_steps", "critic_burnin_steps", "eval_freq", "eval_episodes"),
+    "stage2_elsewhere": ("critic_burnin_steps",),
     "eval": ("episodes", "constants", "screening_episodes"),
 }
 """What ``--budget`` multiplies."""
@@ -100,6 +101,7 @@ def _run_stages(config: QuickstartConfig, folder: Path, tracker: Run) -> dict[st
         _training(
             Stage2Config, "stage2_online.yaml", "stage2", config, folder,
             demo_path=demo_path if succeeded else None, awsc_checkpoint=base, stage1_checkpoint=stage1_checkpoint,
+            **_for_its_start(config, json.loads((stage1 / "summary.json").read_text())["choice"]["chosen"]),
         ),
     )  # fmt: skip
     _note_done(tracker, 4)
@@ -176,15 +178,24 @@ def _conclude(
     return summary
 
 
+def _for_its_start(config: QuickstartConfig, start: str) -> dict[str, Any]:
+    """Settings of Stage 2 that depend on the start that Stage 1 chose."""
+    return {} if start == "aw_mle" else _settings("stage2_elsewhere", config)
+
+
 def _job(job: type[Job], shipped: str, section: str, config: QuickstartConfig, **values: Any) -> Job:
     """A job's config: shipped defaults < the quickstart's section (scaled by the budget) < ``values``."""
+    settings = {**_settings(section, config), "seed": config.seed, **values}
+    return override(job, shipped, settings, f"quickstart_stages.yaml: {section}")
+
+
+def _settings(section: str, config: QuickstartConfig) -> dict[str, Any]:
     text = resources.files("dsrl_offpolicy.configs").joinpath("quickstart_stages.yaml").read_text()
     settings = dict(yaml.safe_load(text)[section])
     for name in SCALED[section]:
         if settings.get(name):
             settings[name] = max(int(settings[name] * config.budget), MINIMUM.get(name, 1))
-    settings |= {"seed": config.seed, **values}
-    return override(job, shipped, settings, f"quickstart_stages.yaml: {section}")
+    return settings
 
 
 def _training(

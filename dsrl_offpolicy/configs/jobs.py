@@ -180,6 +180,8 @@ class Stage1Config(
     """Episodes per candidate before the worse half is dropped; the rest goes on to twice as many, and so on."""
     choosing_episodes: Count = 40
     """Most episodes per candidate."""
+    keep_aw_mle: bool = False
+    """auto hands over another start than AW-MLE's only where that is clearly better (exact sign test at 1 %)."""
     total_iters: Steps = 100000
     """Gradient steps."""
     batch_size: Count = 256

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 
 from dsrl_offpolicy.contracts import LatentSource
 from dsrl_offpolicy.evaluation.episodes import EpisodeOutcome, starting_seeds, summarise
+from dsrl_offpolicy.evaluation.intervals import sign_test
+
+CLEARLY = 0.01
+"""Level of the test by which a kept candidate gives way. The one that it is held against is the best of many."""
 
 Evaluate = Callable[[LatentSource, Sequence[int]], list[EpisodeOutcome]]
 
@@ -50,7 +54,13 @@ class Choice:
 
 
 def choose_start(
-    candidates: Mapping[str, LatentSource], reference: str, evaluate: Evaluate, *, first: int, last: int
+    candidates: Mapping[str, LatentSource],
+    reference: str,
+    evaluate: Evaluate,
+    *,
+    first: int,
+    last: int,
+    kept: str | None = None,
 ) -> Choice:
     """Choose the best candidate by successive halving (Jamieson and Talwalkar, 2016), paired.
 
@@ -58,19 +68,24 @@ def choose_start(
     is dropped, the others go on to twice as many, and so on, until one of them and the reference have seen
     ``last``. That one is chosen if it did at least as well as the reference there, by success, then by return.
 
+    One candidate may be ``kept``: it is never dropped, and gives way to what would be chosen without it only where
+    that is clearly better on the same starts, by a one-sided exact sign test at ``CLEARLY``.
+
     Args:
         candidates: by name, in order of preference where they are equal.
         reference: name of the one that is never dropped: the base policy's prior.
         evaluate: runs a candidate on starts.
         first: episodes before anything is dropped.
         last: most episodes per candidate.
+        kept: name of the candidate to keep; None for none.
     """
     trials = {name: Trial(source) for name, source in candidates.items()}
     seeds = starting_seeds(last)
-    alive = [name for name in trials if name != reference]
+    always = [reference] if kept is None else [reference, kept]
+    alive = [name for name in trials if name not in always]
     count = min(first, last)
     while True:
-        for name in (reference, *alive):
+        for name in (*always, *alive):
             trial = trials[name]
             if new := seeds[len(trial.outcomes) : count]:
                 trial.outcomes += evaluate(trial.source, new)
@@ -80,5 +95,14 @@ def choose_start(
         alive = alive[: max(1, len(alive) // 2)]
         count = min(2 * count, last)
     better = bool(alive) and trials[alive[0]].score >= trials[reference].score
+    chosen = alive[0] if better else reference
+    if kept is not None and not _clearly_better(trials[chosen], trials[kept]):
+        chosen = kept
     env_steps = sum(o.length for trial in trials.values() for o in trial.outcomes)
-    return Choice(alive[0] if better else reference, trials, env_steps)
+    return Choice(chosen, trials, env_steps)
+
+
+def _clearly_better(one: Trial, other: Trial) -> bool:
+    """By success, where both have seen the same starts."""
+    pairs = [(a.success_once, b.success_once) for a, b in zip(one.outcomes, other.outcomes, strict=True)]
+    return sign_test(pairs.count((True, False)), pairs.count((False, True))) <= CLEARLY

@@ -71,3 +71,9 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
         return Interval(mean, mean, mean)
     low, high = stdtrit(len(values) - 1, [0.5 - 0.5 * confidence, 0.5 + 0.5 * confidence]) * error + mean
     return Interval(mean, float(low), float(high))
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Return the probability of at least ``wins`` heads in ``wins + losses`` tosses of a fair coin, exactly."""
+    tosses = wins + losses
+    return sum(math.comb(tosses, heads) for heads in range(wins, tosses + 1)) / 2**tosses

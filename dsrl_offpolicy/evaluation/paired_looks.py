@@ -17,7 +17,7 @@ from typing import Literal
 from dsrl_offpolicy.contracts import LatentSource
 from dsrl_offpolicy.evaluation.choosing_start import Evaluate
 from dsrl_offpolicy.evaluation.episodes import EpisodeOutcome
-from dsrl_offpolicy.evaluation.intervals import Interval, wilson_interval
+from dsrl_offpolicy.evaluation.intervals import Interval, sign_test, wilson_interval
 
 LOOKS = 4
 """Looks at a comparison, after equal shares of the starts."""
@@ -66,12 +66,6 @@ class Compared:
     def env_steps(self) -> int:
         """What the episodes took."""
         return sum(o.length for o in self.outcomes)
-
-
-def sign_test(wins: int, losses: int) -> float:
-    """Return the probability of at least ``wins`` heads in ``wins + losses`` tosses of a fair coin, exactly."""
-    tosses = wins + losses
-    return sum(math.comb(tosses, heads) for heads in range(wins, tosses + 1)) / 2**tosses
 
 
 def look_counts(episodes: int) -> list[int]:

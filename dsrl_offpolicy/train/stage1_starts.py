@@ -132,6 +132,8 @@ class StartChoice:
         self.config, self.base, self.layout, self.device = config, base, layout, device
         if config.distill_q and (config.method != "auto" or base.critic is None):
             raise InputError("distill_q: expected method aw_mle or auto and a base policy with Q^A, to distil it")
+        if config.keep_aw_mle and config.method != "auto":
+            raise InputError(f"keep_aw_mle: expected method auto, which has other starts too, got {config.method}")
         self.states: Tensor | None = None
         self.clones = config.method in ("noise_cloning", "auto")
         if self.clones:
@@ -196,8 +198,9 @@ class StartChoice:
                 return run_episodes(env, self.base, run.listening(source), seeds, self.device)
 
             choice = choose_start(
-                sources, PRIOR, evaluate, first=config.screening_episodes, last=config.choosing_episodes
-            )
+                sources, PRIOR, evaluate, first=config.screening_episodes, last=config.choosing_episodes,
+                kept="aw_mle" if config.keep_aw_mle else None,
+            )  # fmt: skip
         trials = choice.rows()
         for name in dict.fromkeys((PRIOR, choice.name)):
             row = trials[name]

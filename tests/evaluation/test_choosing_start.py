@@ -16,7 +16,13 @@ def planted(name: str):
     return source
 
 
-def choose(rates: dict[str, float], first: int = 4, last: int = 16, returns: dict[str, float] | None = None):
+def choose(
+    rates: dict[str, float],
+    first: int = 4,
+    last: int = 16,
+    returns: dict[str, float] | None = None,
+    kept: str | None = None,
+):
     """Each candidate succeeds on the given share of every four starts."""
     asked: dict[str, list[int]] = {name: [] for name in rates}
 
@@ -27,7 +33,7 @@ def choose(rates: dict[str, float], first: int = 4, last: int = 16, returns: dic
         return [EpisodeOutcome(s, s % 4 < 4 * rates[name], False, gain, 10) for s in seeds]
 
     sources = {name: planted(name) for name in rates}
-    return choose_start(sources, "prior", evaluate, first=first, last=last), asked
+    return choose_start(sources, "prior", evaluate, first=first, last=last, kept=kept), asked
 
 
 def test_the_best_is_found_and_the_worse_half_is_dropped_at_every_round() -> None:
@@ -66,3 +72,21 @@ def test_a_single_round_is_enough_where_few_episodes_are_allowed() -> None:
 
 def test_without_candidates_the_base_remains() -> None:
     assert choose({"prior": 0.5})[0].name == "prior"
+
+
+def test_what_is_kept_gives_way_only_to_what_is_clearly_better() -> None:
+    # Of 28 starts a wins 7 more than aw_mle and loses none: 1/2^7 = 0.0078. Of 24 it wins 6: 1/2^6 = 0.0156.
+    rates = {"prior": 0.25, "aw_mle": 0.5, "a": 0.75, "b": 0.25}
+    assert choose(rates, last=28, kept="aw_mle")[0].name == "a"
+    choice, asked = choose(rates, last=24, kept="aw_mle")
+    assert choice.name == "aw_mle"
+    # never dropped, though the better of the other two is what goes on
+    assert {name: len(seeds) for name, seeds in asked.items()} == {"prior": 24, "aw_mle": 24, "a": 24, "b": 4}
+    assert choose(rates, last=24)[0].name == "a"
+
+
+def test_what_is_kept_gives_way_to_the_base_where_that_is_clearly_better() -> None:
+    rates = {"prior": 0.75, "aw_mle": 0.25, "a": 0.5}
+    assert choose(rates, last=16, kept="aw_mle")[0].name == "prior"  # 8 wins of 8: 0.0039
+    assert choose(rates, last=12, kept="aw_mle")[0].name == "aw_mle"  # 6 of 6
+    assert choose({"prior": 0.75, "aw_mle": 0.25}, last=16, kept="aw_mle")[0].name == "prior"
