@@ -70,6 +70,9 @@ def write_vla_folder(folder: Path, vlm: str = "owner/model", **changes: Any) -> 
 
 def write_vlm(folder: Path, **changes: Any) -> Path:
     """Write what describes a small SmolVLM, without weights, as the hub has it of a large one."""
+    from dsrl_offpolicy.base_policies.lerobot_library import lerobot_classes
+
+    lerobot_classes("base")  # makes torchvision importable, which transformers looks for
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import (
         PreTrainedTokenizerFast,
@@ -88,8 +91,9 @@ def write_vlm(folder: Path, **changes: Any) -> Path:
     )
     processor = SmolVLMProcessor(SmolVLMImageProcessor(), tokenizer, SmolVLMVideoProcessor(), image_seq_len=4)
     processor.save_pretrained(folder)
+    text = {**TEXT, **{name: value for name, value in changes.items() if name in TEXT}}
     config = SmolVLMConfig(
-        text_config=TEXT, vision_config=VISION, scale_factor=2, image_token_id=2, pad_token_id=1, **changes
+        text_config=text, vision_config=VISION, scale_factor=2, image_token_id=2, pad_token_id=1, **changes
     )
     config.save_pretrained(folder)
     return folder
