@@ -70,9 +70,6 @@ def write_vla_folder(folder: Path, vlm: str = "owner/model", **changes: Any) -> 
 
 def write_vlm(folder: Path, **changes: Any) -> Path:
     """Write what describes a small SmolVLM, without weights, as the hub has it of a large one."""
-    from dsrl_offpolicy.base_policies.lerobot_library import lerobot_classes
-
-    lerobot_classes("base")  # makes torchvision importable, which transformers looks for
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import (
         PreTrainedTokenizerFast,

@@ -20,12 +20,21 @@ from stopped_job import start
 from torch import Tensor
 
 from dsrl_offpolicy import load_base_policy
+from dsrl_offpolicy.base_policies.lerobot_library import lerobot_classes
 from dsrl_offpolicy.base_policies.lerobot_vla import SmolVLA
 from dsrl_offpolicy.contracts import Encoding
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import load_checkpoint
 
 pytestmark = needs_lerobot
+
+
+@pytest.fixture(autouse=True, scope="module")
+def torchvision() -> None:
+    """As loading a policy does it: transformers cannot be imported before."""
+    lerobot_classes("base")
+
+
 TASKS = ["push the cube", "pull now"]
 
 

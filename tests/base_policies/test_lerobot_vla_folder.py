@@ -57,7 +57,7 @@ def test_without_lerobot_its_extra_is_named(folder: Path) -> None:
         ({"use_peft": True}, "use_peft: expected false"),
         ({"guidance": 2.0}, "entry 'guidance' is unknown"),
         ({"input_features": {STATE: feature("STATE", 4)}}, "input_features: expected images, got none"),
-        ({"input_features": {**INPUTS, ENV: feature("ENV", 7)}}, "expected observation.state and images, got 'obs"),
+        ({"input_features": {**INPUTS, ENV: feature("ENV", 7)}}, "expected observation.state and images, got 'ob"),
         ({"output_features": {}}, "output_features: expected 'action'"),
     ],
 )  # fmt: skip
@@ -77,7 +77,7 @@ def test_cameras_that_were_empty_in_training_are_none(tmp_path: Path) -> None:
     ("change", "said"),
     [
         (lambda s: s.pop(3), "expected the steps smolvla_new_line_processor, tokenizer_processor, normalizer_pro"),
-        (lambda s: s.insert(2, s.pop(3)), "in this order, got 'tokenizer_processor', 'smolvla_new_line_processor'"),
+        (lambda s: s.insert(2, s.pop(3)), "in this order, got 'tokenizer_processor', 'smolvla_new_line_proc"),
         (lambda s: s.append({"registry_name": "delta_action"}), "got 'smolvla_new_line_processor', 'tokenizer_p"),
         (lambda s: s[3]["config"].update(tokenizer_name="owner/other"), "tokenizer_name: expected 'owner/model'"),
         (lambda s: s[3]["config"].pop("tokenizer_name"), "expected a field 'tokenizer_name', got none"),
@@ -103,7 +103,7 @@ def test_a_postprocessor_with_words(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["awsc", "dppo", "shortcut_flow"])
 def test_an_instruction_for_a_policy_without_words(tmp_path: Path, kind: str) -> None:
-    with pytest.raises(InputError, match="instruction: expected none, since the base policy .* reads no words"):
+    with pytest.raises(InputError, match=r"instruction: expected none, since the base policy .* reads no words"):
         load_base_policy(f"{kind}:{tmp_path}", instruction="push")
-    with pytest.raises(InputError, match="instruction: expected none, since the base policy .* reads no words"):
+    with pytest.raises(InputError, match=r"instruction: expected none, since the base policy .* reads no words"):
         load_base_policy(tmp_path / "base.pt", instruction="push")

@@ -1,9 +1,9 @@
 """Small datasets in the layout of LeRobotDataset v3.0, as LeRobot 0.4.4 writes it.
 
 ``meta/info.json``; ``meta/episodes/chunk-000/file-000.parquet`` with a row per episode (its frames
-``dataset_from_index:dataset_to_index`` of the whole, ``data/chunk_index`` and ``data/file_index`` of its parquet file,
-and per video ``videos/KEY/{chunk_index,file_index,from_timestamp,to_timestamp}``); ``data/chunk-XXX/file-XXX.parquet``
-with a row per frame: features of one number as plain columns, longer ones as fixed-size lists, images as
+``dataset_from_index:dataset_to_index`` of the whole, ``data/chunk_index`` and ``data/file_index`` of its parquet
+file, and per video ``videos/KEY/{chunk_index,file_index,from_timestamp,to_timestamp}``);
+``data/chunk-XXX/file-XXX.parquet`` with a row per frame: features of one number as plain columns, longer ones as fixed-size lists, images as
 ``struct<bytes, path>``, then timestamp, frame_index, episode_index, index and task_index;
 ``videos/KEY/chunk-XXX/file-XXX.mp4`` with the frames of several episodes one after another.
 """
@@ -61,7 +61,11 @@ def write_lerobot(
         is_image = key.startswith("observation.images.")
         kind = "video" if key.rpartition(".")[2] in videos else "image" if is_image else str(values.dtype)
         shape = list(values.shape[1:]) or [1]
-        features[key] = {"dtype": kind, "shape": shape, "names": ["height", "width", "channels"] if is_image else None}
+        features[key] = {
+            "dtype": kind,
+            "shape": shape,
+            "names": ["height", "width", "channels"] if is_image else None,
+        }
     features["action"]["names"] = names
     features |= {key: {"dtype": kind, "shape": [1], "names": None} for key, kind in PLACE.items()}
     info = {

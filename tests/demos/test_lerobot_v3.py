@@ -119,7 +119,7 @@ def test_success_is_what_the_dataset_says(tmp_path: Path, capsys) -> None:
     assert of("shown", "next.success", "next.reward", "next.done") == [last, none, none]
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "shown says nothing of success" in said
-    with pytest.raises(InputError, match="episode 0: expected 'next.success', or rewards of 0 and 1"):
+    with pytest.raises(InputError, match=r"episode 0: expected 'next\.success', or rewards of 0 and 1"):
         of("shaped", "next.success", next_reward=[0.1, 0.2, 0.3, 0.4])
 
 
@@ -147,19 +147,25 @@ def test_the_digest_is_that_of_all_files(tmp_path: Path) -> None:
     assert LeRobotV3().digest(copy) != digest
 
 
+def read_first_frames(folder: Path) -> None:
+    images = read_demonstrations(folder, need_images=True).trajectories[0].images
+    assert images is not None
+    images.read([0])
+
+
 @pytest.mark.parametrize("library", ["pyarrow.parquet", "av", "PIL.Image"])
 def test_a_missing_library_is_named_with_its_extra(tmp_path: Path, monkeypatch, library: str) -> None:
     made = episodes((4,), images=("top", "wrist"))
     folder = write_lerobot(tmp_path / "set", made, videos=("wrist",))
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(InputError, match=r"cannot be read: .*\(pip install 'dsrl_offpolicy\[lerobot-data\]'\)"):
-        images = read_demonstrations(folder, need_images=True).trajectories[0].images
-        assert images is not None
-        images.read([0])
+        read_first_frames(folder)
 
 
 def test_a_frame_that_is_missing_is_named(tmp_path: Path) -> None:
     folder = write_lerobot(tmp_path / "set", episodes((6, 4)))
     change_table(folder / "data/chunk-000/file-000.parquet", "frame_index", [0, 1, 2, 3, 4, 5, 0, 1, 3, 4])
-    with pytest.raises(InputError, match="episode 1: expected all frames from 6 to 9, got others in 'frame_index'"):
+    with pytest.raises(
+        InputError, match="episode 1: expected all frames from 6 to 9, got others in 'frame_index'"
+    ):
         read_demonstrations(folder)

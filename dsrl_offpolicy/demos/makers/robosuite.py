@@ -60,8 +60,8 @@ WAYS = {LIFT: lift_waypoints, CAN: can_waypoints}
 
 
 class WaypointExpert:
-    """Moves the hand along the waypoints of a task, pointing as at the start, for one episode; where it has lost the
-    object on the way, it begins again.
+    """Moves the hand along the waypoints of a task, pointing as at the start, for one episode. Where it has lost
+    the object on the way, it begins again.
 
     Errs as ``imperfection`` says: noise on the six arm actions, and in some episodes a wrong grasp,
     ``wrong_goal_offset`` away from the right one.
