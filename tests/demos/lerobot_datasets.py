@@ -3,9 +3,9 @@
 ``meta/info.json``; ``meta/episodes/chunk-000/file-000.parquet`` with a row per episode (its frames
 ``dataset_from_index:dataset_to_index`` of the whole, ``data/chunk_index`` and ``data/file_index`` of its parquet
 file, and per video ``videos/KEY/{chunk_index,file_index,from_timestamp,to_timestamp}``);
-``data/chunk-XXX/file-XXX.parquet`` with a row per frame: features of one number as plain columns, longer ones as fixed-size lists, images as
-``struct<bytes, path>``, then timestamp, frame_index, episode_index, index and task_index;
-``videos/KEY/chunk-XXX/file-XXX.mp4`` with the frames of several episodes one after another.
+``data/chunk-XXX/file-XXX.parquet`` with a row per frame: features of one number as plain columns, longer ones as
+fixed-size lists, images as ``struct<bytes, path>``, then timestamp, frame_index, episode_index, index and
+task_index; ``videos/KEY/chunk-XXX/file-XXX.mp4`` with the frames of several episodes one after another.
 """
 
 from __future__ import annotations
