@@ -1,4 +1,4 @@
-"""``--help``, which fits a screen, and ``--help_all``: from the fields of a job's settings and their docstrings."""
+"""``--help``, which fits a screen, and ``--help_all``: from a job's fields and their docstrings."""
 
 from __future__ import annotations
 
