@@ -21,6 +21,7 @@ from tiny_worlds import TASK, TINY_WIDTHS, snapshot
 import dsrl_offpolicy
 from dsrl_offpolicy.cli import COMMANDS
 from dsrl_offpolicy.files.checkpoint import read_tensors
+from dsrl_offpolicy.tracking.progress import use_style
 
 TRAIN = Path(dsrl_offpolicy.__file__).parent / "train"
 
@@ -102,6 +103,24 @@ def test_help_is_that_of_the_algorithm_that_is_asked_for(run_command):
     assert "--distill_actor_fraction" not in run_command(["stage2", "--help_all"]).out
     done = run_command(["stage2", "--algo", "na", "--help-all"])
     assert "--distill_actor_fraction" in done.out and "Heads of Q^A, and of Q^W" in " ".join(done.out.split())
+
+
+def test_progress_is_shown_as_asked_for(run_command, tmp_path):
+    demos = ["demos", "--env_id", TASK, "--episodes", 1, "--demo_steps", 8, "--out"]
+    try:
+        done = run_command([*demos, tmp_path / "json.h5", "--progress", "json"])
+        rows = [json.loads(line) for line in done.out.splitlines() if line.startswith("{")]
+        assert rows[-1]["job"] == "demos" and rows[-1]["unit"] == "episodes" and "episodes" not in done.err
+        assert rows[-1]["done"] == rows[-1]["total"] == 1 and rows[-1]["seconds_left"] == 0 <= rows[-1]["seconds"]
+        done = run_command([*demos, tmp_path / "quiet.h5", "--progress=quiet"])
+        assert done.status == 0 and "episodes" not in done.err and "{" not in done.out
+        done = run_command([*demos, tmp_path / "plain.h5"])  # as ever
+        assert "demos: 1/1 episodes" in done.err
+        done = run_command([*demos, tmp_path / "none.h5", "--progress", "loud"])
+        assert done.status == 2
+        assert done.error_lines == ["dsrl demos: error: --progress: expected auto, plain, json or quiet, got loud"]
+    finally:
+        use_style("auto")
 
 
 def test_an_unknown_command_is_answered_with_the_nearest(run_command):

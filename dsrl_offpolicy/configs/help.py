@@ -33,7 +33,13 @@ def help_text(config: Any, prog: str, *, everything: bool) -> str:
     usual: tuple[str, ...] = () if everything else getattr(job, "usual", ())
     shown = {field.name: field for field in fields(job)}
     about = " ".join((inspect.getdoc(job) or "").split())
-    lines = [f"usage: {prog} [--config FILE.yaml] [--flags]", "", *textwrap.wrap(about, width), ""]
+    usage = f"usage: {prog} [--config FILE.yaml] [--progress auto|plain|json|quiet] [--flags]"
+    lines = [
+        *textwrap.wrap(usage, width, subsequent_indent="  ", break_on_hyphens=False),
+        "",
+        *textwrap.wrap(about, width),
+        "",
+    ]
     if usual:
         for name in usual:
             lines += _entry(config, shown[name], width)
