@@ -25,7 +25,7 @@ _style: Style = "auto"
 
 def use_style(style: Style) -> None:
     """Let all progress of this process be shown so from here on: ``plain`` lines on standard error, ``json``
-    objects on standard output, one per line, or not at all (``quiet``). ``auto`` is a bar on a terminal, else plain.
+    objects on standard output, one per line, or not at all (``quiet``). ``auto``: a bar on a terminal, else plain.
     """
     global _style
     _style = style
