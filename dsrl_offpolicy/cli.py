@@ -38,6 +38,7 @@ TOOLS = {
         "dsrl_offpolicy.commands.report",
         "RUN_DIR...: one HTML file with verdict, curves, health and settings (extra report)",
     ),
+    "completion": ("dsrl_offpolicy.commands.completion", "SHELL: a script that completes all this in bash or zsh"),
     "checkpoint": ("dsrl_offpolicy.commands.checkpoint", "inspect FILE: show what a checkpoint holds"),
     "doctor": (
         "dsrl_offpolicy.commands.doctor",
@@ -66,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     module = importlib.import_module(commands[name][0])
     try:
-        status: int = module.main(rest)
+        all_of_them = (COMMANDS, TOOLS) if name == "completion" else ()
+        status: int = module.main(rest, *all_of_them)
         sys.stdout.flush()
     except BrokenPipeError:  # who reads our output, such as head, has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import torch
+import warm_start
 
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "extending"
 FILE = re.compile(r"^`(\w+\.py)`:\n\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -59,16 +58,12 @@ def _write_demonstrations(folder: Path, episodes: int = 6) -> None:
     np.savez(folder / "mine.npz", env_id="point", obs=obs, actions=actions, success=success, steps=steps)
 
 
-def start(folder: Path, *argv: object) -> subprocess.Popen[str]:
-    """``dsrl ARGV`` as a process in the folder. With ``-P``, as by the installed command, Python does not look
-    there by itself."""
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "dsrl_offpolicy.cli", *map(str, argv)],
-        cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+def start(folder: Path, *argv: object) -> warm_start.Job:
+    """``dsrl ARGV`` as a process in the folder."""
+    return warm_start.start("dsrl_offpolicy.cli:run", argv, cwd=folder)
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+def finish(process: warm_start.Job) -> tuple[int, str]:
     """Exit status, and what it said on standard error."""
     _, said = process.communicate(timeout=240)
     return process.returncode, said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,10 @@ BEFORE_STATS = "policy_preprocessor_step_3_normalizer_processor.safetensors"
 AFTER_STATS = "policy_postprocessor_step_0_unnormalizer_processor.safetensors"
 
 
-def write_folder(folder: Path, settings: dict[str, Any] | None = None) -> Path:
-    """Write what LeRobot saves, but for the weights."""
+def write_folder(
+    folder: Path, settings: dict[str, Any] | None = None, words: Sequence[dict[str, Any]] = ()
+) -> Path:
+    """Write what LeRobot saves, but for the weights; ``words`` are the steps that read an instruction."""
     settings = settings or config()
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(settings))
@@ -82,11 +85,12 @@ def write_folder(folder: Path, settings: dict[str, Any] | None = None) -> Path:
     before = [
         {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
         {"registry_name": "to_batch_processor", "config": {}},
+        *words,
         device,
         {
             "registry_name": "normalizer_processor",
             "config": {**norm, "features": {**inputs, **outputs}},
-            "state_file": BEFORE_STATS,
+            "state_file": BEFORE_STATS.replace("3", str(3 + len(words))),
         },
     ]
     after = [
@@ -98,7 +102,7 @@ def write_folder(folder: Path, settings: dict[str, Any] | None = None) -> Path:
         device,
     ]
     for name, steps, file in (
-        ("policy_preprocessor", before, BEFORE_STATS),
+        ("policy_preprocessor", before, BEFORE_STATS.replace("3", str(3 + len(words)))),
         ("policy_postprocessor", after, AFTER_STATS),
     ):
         (folder / f"{name}.json").write_text(json.dumps({"name": name, "steps": steps}))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lerobot_folders import ACTION, CAMERAS, STATE, feature, statistics
+from lerobot_folders import ACTION, CAMERAS, STATE, feature, statistics, write_folder
 from torch import Tensor
 
 from dsrl_offpolicy.base_policies.lerobot_library import smolvla_classes
@@ -32,7 +32,43 @@ VISION = {
 }  # fmt: skip
 
 
-def write_vlm(folder: Path) -> Path:
+NORM_MAP = {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
+SMALL = {
+    "chunk_size": 6, "n_action_steps": 4, "max_state_dim": 8, "max_action_dim": 5,
+    "resize_imgs_with_padding": [32, 32], "tokenizer_max_length": 8, "num_steps": 3, "num_vlm_layers": 2,
+}  # fmt: skip
+
+
+def config(vlm: str, **changes: Any) -> dict[str, Any]:
+    """The config.json of a small SmolVLA, as version 0.4.4 writes it."""
+    return {
+        "type": "smolvla", "n_obs_steps": 1, "input_features": INPUTS, "output_features": OUTPUTS, "device": "cpu",
+        "use_amp": False, "use_peft": False, "push_to_hub": False, "repo_id": None, "private": None, "tags": None,
+        "license": None, "pretrained_path": None, "normalization_mapping": NORM_MAP, "empty_cameras": 0,
+        "adapt_to_pi_aloha": False, "use_delta_joint_actions_aloha": False, "use_cache": True,
+        "freeze_vision_encoder": True, "train_expert_only": True, "train_state_proj": True, "optimizer_lr": 1e-4,
+        "optimizer_betas": [0.9, 0.95], "optimizer_eps": 1e-8, "optimizer_weight_decay": 1e-10,
+        "optimizer_grad_clip_norm": 10, "scheduler_warmup_steps": 1000, "scheduler_decay_steps": 30_000,
+        "scheduler_decay_lr": 2.5e-6, "vlm_model_name": vlm, "load_vlm_weights": False,
+        "add_image_special_tokens": False, "attention_mode": "cross_attn", "prefix_length": -1,
+        "pad_language_to": "longest", "num_expert_layers": -1, "self_attn_every_n_layers": 2,
+        "expert_width_multiplier": 0.75, "min_period": 0.004, "max_period": 4.0, "rtc_config": None,
+        "compile_model": False, "compile_mode": "max-autotune", **SMALL, **changes,
+    }  # fmt: skip
+
+
+def write_vla_folder(folder: Path, vlm: str = "owner/model", **changes: Any) -> Path:
+    """Write what LeRobot saves, but for the weights."""
+    tokenizing = {"max_length": 8, "task_key": "task", "padding_side": "right", "padding": "longest",
+                  "truncation": True, "tokenizer_name": vlm}  # fmt: skip
+    words = [
+        {"registry_name": "smolvla_new_line_processor", "config": {}},
+        {"registry_name": "tokenizer_processor", "config": tokenizing},
+    ]
+    return write_folder(folder, config(vlm, **changes), words)
+
+
+def write_vlm(folder: Path, **changes: Any) -> Path:
     """Write what describes a small SmolVLM, without weights, as the hub has it of a large one."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import (
@@ -52,8 +88,9 @@ def write_vlm(folder: Path) -> Path:
     )
     processor = SmolVLMProcessor(SmolVLMImageProcessor(), tokenizer, SmolVLMVideoProcessor(), image_seq_len=4)
     processor.save_pretrained(folder)
+    text = {**TEXT, **{name: value for name, value in changes.items() if name in TEXT}}
     config = SmolVLMConfig(
-        text_config=TEXT, vision_config=VISION, scale_factor=2, image_token_id=2, pad_token_id=1
+        text_config=text, vision_config=VISION, scale_factor=2, image_token_id=2, pad_token_id=1, **changes
     )
     config.save_pretrained(folder)
     return folder
@@ -64,12 +101,8 @@ def save_smolvla(folder: Path, **changes: Any) -> Any:
     lerobot = smolvla_classes("base")
     from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
 
-    values: dict[str, Any] = {
-        "input_features": INPUTS, "output_features": OUTPUTS, "device": "cpu", "push_to_hub": False,
-        "chunk_size": 6, "n_action_steps": 4, "max_state_dim": 8, "max_action_dim": 5,
-        "resize_imgs_with_padding": (32, 32), "tokenizer_max_length": 8, "num_steps": 3, "num_vlm_layers": 2,
-        "vlm_model_name": str(folder.parent / "vlm_of_the_hub"), **changes,
-    }  # fmt: skip
+    values = config(str(folder.parent / "vlm_of_the_hub"), **changes)
+    values.pop("type")
     if not Path(values["vlm_model_name"]).exists():
         write_vlm(Path(values["vlm_model_name"]))
     stats: dict[str, dict[str, Tensor]] = {}
@@ -81,6 +114,9 @@ def save_smolvla(folder: Path, **changes: Any) -> Any:
             name: lerobot.PolicyFeature(type=lerobot.FeatureType(f["type"]), shape=tuple(f["shape"]))
             for name, f in values[group].items()
         }
+    values["normalization_mapping"] = {
+        kind: lerobot.NormalizationMode(mode) for kind, mode in values["normalization_mapping"].items()
+    }
     torch.manual_seed(3)
     policy = lerobot.SmolVLAPolicy(lerobot.SmolVLAConfig(**values)).eval()
     for parameter in policy.parameters():  # what transformers starts from hardly depends on the observation

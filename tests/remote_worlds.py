@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -14,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+import warm_start
 from tiny_worlds import HalvingPolicy
 from torch import Tensor
 from websockets.sync.server import ServerConnection, serve
@@ -79,11 +78,10 @@ class Served:
     """``dsrl serve`` in a process of its own; ``port`` once clients can connect."""
 
     def __init__(self, base: object, *flags: object, port: int = 0) -> None:
-        paths = os.pathsep.join(path for path in sys.path if path)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "dsrl_offpolicy.cli", "serve", "--base", str(base), "--port", str(port),
-             "--device", "cpu", *map(str, flags)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths},
+        self._process = warm_start.start(
+            "dsrl_offpolicy.cli:run",
+            ["serve", "--base", base, "--port", port, "--device", "cpu", *flags],
+            path=[path for path in sys.path if path], stdout=True,
         )  # fmt: skip
         assert self._process.stdout is not None
         self.line = self._process.stdout.readline()

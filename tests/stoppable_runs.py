@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+import warm_start
 
 from dsrl_offpolicy.commands import demos as generate_demos
+from dsrl_offpolicy.commands import quickstart
 from dsrl_offpolicy.configs.jobs import DemosConfig, Stage0Config
 from dsrl_offpolicy.files.checkpoint import load_checkpoint
 from dsrl_offpolicy.train import pretrain_stage0
@@ -38,14 +39,27 @@ def make_base(folder: Path) -> Path:
     return stage0 / "checkpoints" / "last.pt"
 
 
-def start(arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "dsrl_offpolicy.cli", "stage2", *arguments.split()],
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+def shorten_quickstart(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Let a quickstart of a hundredth have as few and, after training, as short episodes as there can be: the
+    simulator is what takes the time. Returns the least of its budget that now holds."""
+    least = {**quickstart.MINIMUM, "episodes": 2, "eval_episodes": 1, "eval_freq": 400}
+    monkeypatch.setattr(quickstart, "MINIMUM", least)
+    settings = quickstart._training
+
+    def short(job: Any, shipped: str, section: str, *args: Any, **values: Any) -> Any:
+        if section in ("stage2", "eval"):
+            values["max_episode_steps"] = 24
+        return settings(job, shipped, section, *args, **values)
+
+    monkeypatch.setattr(quickstart, "_training", short)
+    return least
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+def start(arguments: str) -> warm_start.Job:
+    return warm_start.start("dsrl_offpolicy.cli:run", ["stage2", *arguments.split()])
+
+
+def finish(process: warm_start.Job) -> tuple[int, str]:
     _, said = process.communicate(timeout=240)
     return process.returncode, said
 
@@ -55,7 +69,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if k not in WALL_CLOCK} for line in lines]
 
 
-def wait_for_rows(process: subprocess.Popen[str], folder: Path, count: int) -> None:
+def wait_for_rows(process: warm_start.Job, folder: Path, count: int) -> None:
     deadline = time.monotonic() + 200
     file = folder / "metrics.jsonl"
     while not file.exists() or file.read_text().count("\n") < count:

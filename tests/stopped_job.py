@@ -1,6 +1,6 @@
 """``dsrl`` in a process of its own that gets a signal at a known moment.
 
-``python tests/stopped_job.py AFTER COUNT SIGNAL MINIMUM COMMAND --flags``: once AFTER (``module:function`` or
+Its arguments are AFTER COUNT SIGNAL MINIMUM COMMAND --flags: once AFTER (``module:function`` or
 ``module:Class.method``) has returned COUNT times, SIGNAL goes to the whole process group, as a terminal or a batch
 system sends it. MINIMUM, as JSON, is the least that a quickstart does, whatever its budget.
 """
@@ -11,12 +11,14 @@ import importlib
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 from unittest import mock
+
+import warm_start
 
 
 def stopping(after: str, count: int, send: Any) -> AbstractContextManager:
@@ -45,12 +47,12 @@ def start(
     argv: Sequence[object],
     minimum: Mapping[str, int] | None = None,
 ) -> tuple[int, str]:
-    """Run this script as a group of its own; its exit status and what it said on standard error."""
-    done = subprocess.run(
-        [sys.executable, __file__, after, str(count), number.name, json.dumps(minimum or {}), *map(str, argv)],
-        stderr=subprocess.PIPE, text=True, start_new_session=True, timeout=240,
-    )  # fmt: skip
-    return done.returncode, done.stderr
+    """Run :func:`main` as a group of its own; its exit status and what it said on standard error."""
+    orders = [after, count, number.name, json.dumps(minimum or {}), *argv]
+    job = warm_start.start("stopped_job:main", orders, path=[str(Path(__file__).parent)])
+    _, said = job.communicate(timeout=240)
+    assert job.returncode is not None
+    return job.returncode, said
 
 
 def main() -> int:
@@ -60,7 +62,3 @@ def main() -> int:
     stop = stopping(after, int(count), lambda: os.killpg(os.getpgrp(), signal.Signals[name]))
     with stop, mock.patch.dict("dsrl_offpolicy.commands.quickstart.MINIMUM", json.loads(minimum)):
         return dsrl(argv)
-
-
-if __name__ == "__main__":  # environment workers import this module
-    sys.exit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tiny_worlds import TASK, TINY_WIDTHS, snapshot
 import dsrl_offpolicy
 from dsrl_offpolicy.cli import COMMANDS
 from dsrl_offpolicy.files.checkpoint import read_tensors
+from dsrl_offpolicy.tracking.progress import use_style
 
 TRAIN = Path(dsrl_offpolicy.__file__).parent / "train"
 
@@ -72,10 +74,53 @@ def test_help_lists_every_command(run_command):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_a_command_explains_its_flags(run_command, command):
+def test_help_of_a_command_fits_a_screen_and_says_how_to_see_the_rest(run_command, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
     done = run_command([command, "--help"])
-    assert done.status == 0
-    assert "--seed" in done.out and "--out" in done.out
+    lines = done.out.splitlines()
+    assert done.status == 0 and done.err == ""
+    assert any(line.startswith("  --seed INT ") and line.endswith("[1]") for line in lines)
+    assert any(line.startswith("  --out PATH ") for line in lines)
+    assert len(lines) <= 40 and max(map(len, lines)) <= 80
+    assert lines[-1].endswith(f"more flags: dsrl {command} --help_all")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_all_flags_are_explained_in_groups(run_command, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "60")
+    few, done = run_command([command, "--help"]), run_command([command, "--help_all"])
+    flags, usual = (re.findall(r"^  --(\w+)", out, re.MULTILINE) for out in (done.out, few.out))
+    assert done.status == 0 and max(map(len, done.out.splitlines())) <= 60
+    (more,) = re.findall(r"^(\d+) more flags", few.out, re.MULTILINE)
+    assert set(usual) <= set(flags) and len(flags) == len(set(flags)) == len(usual) + int(more)
+    entries = re.split(r"^  --", done.out, flags=re.MULTILINE)[1:]
+    assert [entry for entry in entries if len(entry.split()) < 4] == []  # flag, type, and words
+    assert re.search(r"^Resume:$|^Environment:$|^This command:$", done.out, re.MULTILINE)
+
+
+def test_help_is_that_of_the_algorithm_that_is_asked_for(run_command):
+    assert "--init_temperature" in run_command(["stage2", "--help_all"]).out
+    assert "--distill_actor_fraction" not in run_command(["stage2", "--help_all"]).out
+    done = run_command(["stage2", "--algo", "na", "--help-all"])
+    assert "--distill_actor_fraction" in done.out and "Heads of Q^A, and of Q^W" in " ".join(done.out.split())
+
+
+def test_progress_is_shown_as_asked_for(run_command, tmp_path):
+    demos = ["demos", "--env_id", TASK, "--episodes", 1, "--demo_steps", 8, "--out"]
+    try:
+        done = run_command([*demos, tmp_path / "json.h5", "--progress", "json"])
+        rows = [json.loads(line) for line in done.out.splitlines() if line.startswith("{")]
+        assert rows[-1]["job"] == "demos" and rows[-1]["unit"] == "episodes" and "episodes" not in done.err
+        assert rows[-1]["done"] == rows[-1]["total"] == 1 and rows[-1]["seconds_left"] == 0 <= rows[-1]["seconds"]
+        done = run_command([*demos, tmp_path / "quiet.h5", "--progress=quiet"])
+        assert done.status == 0 and "episodes" not in done.err and "{" not in done.out
+        done = run_command([*demos, tmp_path / "plain.h5"])  # as ever
+        assert "demos: 1/1 episodes" in done.err
+        done = run_command([*demos, tmp_path / "none.h5", "--progress", "loud"])
+        assert done.status == 2
+        assert done.error_lines == ["dsrl demos: error: --progress: expected auto, plain, json or quiet, got loud"]
+    finally:
+        use_style("auto")
 
 
 def test_an_unknown_command_is_answered_with_the_nearest(run_command):

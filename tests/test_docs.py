@@ -79,7 +79,12 @@ def flags() -> dict[str, set[str]]:
         for c in [*vars(jobs).values(), *vars(serve).values(), Stage2Config]
         if isinstance(c, type) and is_dataclass(c)
     ]
-    of_jobs = {field.name for config in held for field in fields(config)} | {"config", "help", "version"}
+    of_jobs = {field.name for config in held for field in fields(config)} | {
+        "config",
+        "help",
+        "help_all",
+        "version",
+    }
 
     def parsed(*folders: Path) -> set[str]:
         return {f for d in folders for p in d.rglob("*.py") for f in re.findall(r'"--([a-z]\w*)"', p.read_text())}

@@ -53,6 +53,16 @@ from dsrl_offpolicy.rewards import RewardMode
 class DemosConfig:
     """dsrl demos: record imperfect scripted experts (MetaWorld, robosuite) or ManiSkill's motion planner."""
 
+    usual: ClassVar[tuple[str, ...]] = (
+        "env_id",
+        "out",
+        "seed",
+        "episodes",
+        "demonstrator",
+        "action_noise",
+        "wrong_goal_prob",
+        "obs_mode",
+    )
     env_id: str = "pick-place-v3"
     """A MetaWorld task, robosuite:Lift or robosuite:Can, or a ManiSkill task with a motion planner."""
     out: Path | None = None
@@ -93,6 +103,16 @@ class DemosConfig:
 class Stage0Config(DemonstrationsConfig, OfflineConfig, SimulatorConfig):
     """dsrl pretrain: train the AWSC base policy and its action critic from demonstrations."""
 
+    usual: ClassVar[tuple[str, ...]] = (
+        "env_id",
+        "demo_path",
+        "out",
+        "seed",
+        "total_iters",
+        "batch_size",
+        "device",
+        "resume",
+    )
     kind: ClassVar[RunKind] = "stage0"
     obs_horizon: Count = 1
     """Stacked frames."""
@@ -165,6 +185,18 @@ class Stage1Config(
 ):  # fmt: skip
     """dsrl stage1: make the latent policy that Stage 2 starts from, out of demonstrations or few episodes."""
 
+    usual: ClassVar[tuple[str, ...]] = (
+        "env_id",
+        "base",
+        "demo_path",
+        "method",
+        "out",
+        "seed",
+        "total_iters",
+        "batch_size",
+        "device",
+        "resume",
+    )
     kind: ClassVar[RunKind] = "stage1"
     method: Literal["aw_mle", "noise_cloning", "golden_ticket", "auto"] = "aw_mle"
     """aw_mle: advantage-weighted likelihood under Q^A. noise_cloning: likelihood of the demonstrations' noise.
@@ -232,6 +264,18 @@ class Stage2LoopConfig(
 ):  # fmt: skip
     """What Stage 2 has whichever algorithm learns; the algorithm's own ``Config`` comes beside it."""
 
+    usual: ClassVar[tuple[str, ...]] = (
+        "env_id",
+        "base",
+        "stage1_checkpoint",
+        "demo_path",
+        "total_timesteps",
+        "utd_ratio",
+        "num_envs",
+        "seed",
+        "out",
+        "resume",
+    )
     kind: ClassVar[RunKind] = "stage2"
     algo: str = "sac"
     """Algorithm: sac, na, lps, or module:Class of your own."""
@@ -293,6 +337,18 @@ class PPOConfig(TrackedConfig, ResumableConfig, EvaluationConfig, SteeringConfig
     """dsrl ppo: on-policy PPO of Stable-Baselines3 in the latent space of the frozen base policy (extra sb3).
     A resumed run begins new episodes and a new rollout, so it does not repeat the numbers of a run in one go."""
 
+    usual: ClassVar[tuple[str, ...]] = (
+        "env_id",
+        "base",
+        "stage1_checkpoint",
+        "total_timesteps",
+        "rollout_steps",
+        "lr",
+        "num_envs",
+        "seed",
+        "out",
+        "resume",
+    )
     kind: ClassVar[RunKind] = "ppo"
     log_freq: Steps = 1
     """Gradient steps between rows of metrics, which are written after whole iterations."""
@@ -353,6 +409,18 @@ class PPOConfig(TrackedConfig, ResumableConfig, EvaluationConfig, SteeringConfig
 class EvalConfig(JobConfig, EvaluationConfig, BasePolicyConfig):
     """dsrl eval: evaluate base policy, controls and latent policies on the same starts, in one table."""
 
+    usual: ClassVar[tuple[str, ...]] = (
+        "env_id",
+        "base",
+        "stage1_checkpoint",
+        "stage2_checkpoint",
+        "episodes",
+        "constants",
+        "video",
+        "num_envs",
+        "seed",
+        "out",
+    )
     kind: ClassVar[RunKind] = "eval"
     stage1_checkpoint: Path | None = None
     """Latent policy of Stage 1 to evaluate."""
@@ -382,6 +450,16 @@ class EvalConfig(JobConfig, EvaluationConfig, BasePolicyConfig):
 class QuickstartConfig(ResumableConfig, PrecisionConfig):
     """dsrl quickstart: run demonstrations, Stages 0, 1 and 2 and the final table on one task."""
 
+    usual: ClassVar[tuple[str, ...]] = (
+        "task",
+        "seed",
+        "out",
+        "budget",
+        "device",
+        "num_envs",
+        "track",
+        "resume",
+    )
     kind: ClassVar[RunKind] = "quickstart"
     task: str = "pick-place-v3"
     """MetaWorld task."""
@@ -425,6 +503,7 @@ class DoctorEnvConfig:
 class ProbeConfig(ComputeConfig, SimulatorConfig, InvertedDemonstrationsConfig, BasePolicyConfig):
     """dsrl probe: does a base policy depend on its noise, and how much is there to gain from steering it?"""
 
+    usual: ClassVar[tuple[str, ...]] = ("env_id", "base", "demo_path", "episodes", "constants", "num_envs", "seed")
     episodes: Count = 40
     """Most episodes per row. Those of constants end early where the comparison with the prior is decided."""
     constants: CountOrNone = 8

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import tyro
 import yaml
 
+from dsrl_offpolicy.configs.help import help_text
 from dsrl_offpolicy.errors import InputError, did_you_mean
 from dsrl_offpolicy.files.plain import checked, shown
 
@@ -23,6 +24,7 @@ Config = TypeVar("Config")
 YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 """What PyYAML raises; impossible dates, endless numbers and deep nests are among what Python refuses in it."""
 
+HELP_ALL = ("--help_all", "--help-all")
 MAY_BE_INFINITE = ("action_magnitude", "advantage_temperature")
 
 
@@ -37,7 +39,13 @@ def parse_job(job: type[Config], shipped_yaml: str | None, prog: str, argv: Sequ
 
     Raises:
         InputError: an unknown key or flag (with the nearest valid name), or a value that does not fit.
+        SystemExit: ``--help`` or ``--help_all`` was asked for, and is printed.
     """
+    asked = [flag for flag in argv if flag in ("-h", "--help", *HELP_ALL)]
+    if asked:
+        everything = asked[-1] in HELP_ALL
+        print(help_text(override(job, shipped_yaml, {}, ""), prog, everything=everything))
+        raise SystemExit(0)
     flags, user_yaml = _take_config_flag(argv)
     _check_resume_alone(flags, user_yaml)
     if user_yaml is not None and not user_yaml.is_file():
@@ -99,7 +107,7 @@ def _take_config_flag(argv: Sequence[str]) -> tuple[list[str], Path | None]:
 def _check_resume_alone(flags: Sequence[str], user_yaml: Path | None) -> None:
     given = [flag for flag in flags if flag.startswith("--")]
     if any(flag.split("=")[0] == "--resume" for flag in given):
-        others = [flag for flag in given if flag.split("=")[0] not in ("--resume", "--help")]
+        others = [flag for flag in given if flag.split("=")[0] != "--resume"]
         others += ["--config"] if user_yaml is not None else []
         if others:
             raise InputError(f"{others[0]}: expected nothing beside --resume, which takes the run's own settings")
@@ -138,9 +146,7 @@ def _with_flags(config: Config, flags: Sequence[str], prog: str) -> Config:
             config, unknown = tyro.cli(
                 job, args=flags, prog=prog, default=config, use_underscores=True, return_unknown_args=True
             )
-    except SystemExit as error:
-        if error.code in (0, None):
-            raise
+    except SystemExit:
         raise InputError(_first_paragraph(said.getvalue())) from None
     if unknown:
         names = [f"--{f.name}" for f in fields(job)]  # type: ignore[arg-type]

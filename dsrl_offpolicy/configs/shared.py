@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dsrl_offpolicy.configs.ranges import Count, Index, Positive, Steps, StepsOrNone, Threads, Widths
 
@@ -20,6 +20,7 @@ Precision = Literal["auto", "fp32", "bf16", "tf32"]
 class ComputeConfig:
     """What everything has that computes with torch."""
 
+    title: ClassVar[str] = "Where it computes"
     seed: Index = 1
     """Seed of networks, sampling and environments."""
     device: str = "auto"
@@ -32,6 +33,7 @@ class ComputeConfig:
 class JobConfig(ComputeConfig):
     """What every job has."""
 
+    title: ClassVar[str] = "Run folder"
     out: Path | None = None
     """Run folder, which must not exist yet. Default: runs/<job>-<env_id>-seed<seed>."""
 
@@ -40,6 +42,7 @@ class JobConfig(ComputeConfig):
 class TrackedConfig(JobConfig):
     """What training jobs have besides."""
 
+    title: ClassVar[str] = "Logs"
     loggers: tuple[str, ...] = ("tensorboard",)
     """Loggers beside metrics.jsonl: tensorboard, wandb, or module:Class of your own."""
     track: bool = False
@@ -54,6 +57,7 @@ class TrackedConfig(JobConfig):
 class ResumableConfig:
     """What jobs have that go on after an interruption."""
 
+    title: ClassVar[str] = "Resume"
     resume: Path | None = None
     """Run folder of an interrupted run to resume, with its own settings; allows no other flag."""
 
@@ -62,16 +66,17 @@ class ResumableConfig:
 class PrecisionConfig:
     """What the learner of Stage 0, 1 or 2 computes in."""
 
+    title: ClassVar[str] = "Precision"
     precision: Precision = "fp32"
     """Matrix products of the learner: fp32, bf16 (weights, optimisers and losses stay fp32), tf32 (only on CUDA),
-    or auto, the fastest of them here by a short timing. Not auto by default: what bf16 does to learning has not
-    been compared over seeds yet."""
+    or auto, the fastest of them here by a short timing, which two runs of one seed need not take alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OfflineConfig(TrackedConfig, ResumableConfig, PrecisionConfig):
     """What training jobs on demonstrations have besides."""
 
+    title: ClassVar[str] = "Saves"
     save_freq: StepsOrNone = 1000
     """Gradient steps between saves of the whole run; 0 saves only when it is stopped."""
 
@@ -80,6 +85,7 @@ class OfflineConfig(TrackedConfig, ResumableConfig, PrecisionConfig):
 class SimulatorConfig:
     """Which environment, and how it is simulated."""
 
+    title: ClassVar[str] = "Environment"
     env_id: str = "pick-place-v3"
     """A MetaWorld, ManiSkill or robosuite task, or any Gymnasium id with a Box action space."""
     env_family: str = "auto"
@@ -108,6 +114,7 @@ class SimulatorConfig:
 class EvaluationConfig(SimulatorConfig):
     """How a policy is evaluated."""
 
+    title: ClassVar[str] = "Evaluation"
     eval_end_on_success: bool = False
     """End evaluation episodes at the first success (faster; success_at_end then equals success_once)."""
 
@@ -116,6 +123,7 @@ class EvaluationConfig(SimulatorConfig):
 class DemonstrationsConfig:
     """Where demonstrations are."""
 
+    title: ClassVar[str] = "Demonstrations"
     demo_path: Path | None = None
     """Demonstrations: HDF5 of ManiSkill (its JSON beside it) or robomimic, or the folder of a LeRobotDataset."""
     demo_format: str = "auto"
@@ -128,6 +136,7 @@ class DemonstrationsConfig:
 class InvertedDemonstrationsConfig(DemonstrationsConfig):
     """How demonstrations are turned into noise."""
 
+    title: ClassVar[str] = "Demonstrations as noise"
     inversion_tolerance: Positive = 1e-3
     """Largest error (root mean square over a chunk) of a demonstration's window that is used as noise."""
 
@@ -136,6 +145,7 @@ class InvertedDemonstrationsConfig(DemonstrationsConfig):
 class SteeringConfig:
     """Shape of the latent policy."""
 
+    title: ClassVar[str] = "Latent policy"
     steer_mode: SteerMode = "full"
     """Steer all rows of the noise, only the executed ones, or one row repeated."""
     action_magnitude: Positive = 2.0
@@ -148,6 +158,7 @@ class SteeringConfig:
 class LatentCriticConfig:
     """Shape of Q^W."""
 
+    title: ClassVar[str] = "Critic Q^W"
     critic_hidden_dims: Widths = (256, 256, 256)
     """Widths of Q^W."""
     num_critics: Count = 2
@@ -160,6 +171,7 @@ class LatentCriticConfig:
 class BasePolicyConfig:
     """The frozen base policy, and what a published checkpoint does not hold."""
 
+    title: ClassVar[str] = "Base policy"
     base: str | None = None
     """Base policy: a file of Stage 0 or a published AWSC checkpoint, kind:path, remote:HOST:PORT,
     or module:Class[:argument] of your own."""

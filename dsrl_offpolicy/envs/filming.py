@@ -11,7 +11,7 @@ from dataclasses import replace
 from dsrl_offpolicy.envs.family import EnvFamily, family_of
 from dsrl_offpolicy.envs.frames import draw
 from dsrl_offpolicy.envs.spec import EnvSpec
-from dsrl_offpolicy.envs.vector import make_env
+from dsrl_offpolicy.envs.vector import make_env, starting_processes
 from dsrl_offpolicy.errors import InputError, one_line
 
 MOST_FRAMES = 300
@@ -32,8 +32,10 @@ def filmed_spec(spec: EnvSpec) -> EnvSpec:
         why = "there is one at a time" if capabilities.exclusive else "they step as one batch"
         raise InputError(f"video: environments of {family.name} cannot be filmed, because {why}")
     with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
+        with starting_processes(family):
+            trial = pool.submit(_try_to_draw, film)
         try:
-            limit = pool.submit(_try_to_draw, film).result()
+            limit = trial.result()
         except BrokenProcessPool as error:
             raise _cannot_draw(family, film, "the process that tried died") from error
     return replace(film, frames_every=math.ceil(limit / MOST_FRAMES))

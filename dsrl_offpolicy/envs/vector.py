@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 
 import gymnasium as gym
@@ -87,6 +89,14 @@ def _make_processes(family: EnvFamily, spec: EnvSpec, num_envs: int) -> ProcessV
         spec = replace(spec, env_family=family.name)
     make = functools.partial(_make_in_process, spec)
     probe = functools.partial(_make_in_process, replace(spec, frames_every=0))  # nothing is drawn in this process
+    with starting_processes(family):
+        return ProcessVectorEnv(make, num_envs, spec.timeout, family.capabilities(spec), probe)
+
+
+@contextlib.contextmanager
+def starting_processes(family: EnvFamily) -> Iterator[None]:
+    """Inside, processes start as environments need them: with one thread, blocked signals, and the modules of the
+    family from the fork server."""
     before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # heard by the learner once the processes stand
@@ -95,7 +105,7 @@ def _make_processes(family: EnvFamily, spec: EnvSpec, num_envs: int) -> ProcessV
         multiprocessing.get_context("forkserver").set_forkserver_preload(
             ["dsrl_offpolicy.envs.vector", *family.preload]
         )
-        return ProcessVectorEnv(make, num_envs, spec.timeout, family.capabilities(spec), probe)
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         for name, value in before.items():

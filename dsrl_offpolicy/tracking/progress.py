@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 from rich.progress import (
     BarColumn,
@@ -16,9 +17,22 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+Style = Literal["auto", "plain", "json", "quiet"]
+STYLES: tuple[Style, ...] = get_args(Style)
+
+_style: Style = "auto"
+
+
+def use_style(style: Style) -> None:
+    """Let all progress of this process be shown so from here on: ``plain`` lines on standard error, ``json``
+    objects on standard output, one per line, or not at all (``quiet``). ``auto``: a bar on a terminal, else plain.
+    """
+    global _style
+    _style = style
+
 
 class ProgressReport:
-    """A progress bar on a terminal; one plain line per report elsewhere, so that a log file stays readable.
+    """The progress of one job, in the style that :func:`use_style` has set.
 
     Args:
         title: the job.
@@ -30,7 +44,7 @@ class ProgressReport:
         self._title, self._total, self._unit = title, total, unit
         self._start = time.monotonic()
         self._bar: Progress | None = None
-        if sys.stderr.isatty():
+        if _style == "auto" and sys.stderr.isatty():
             from rich.console import Console
 
             self._bar = Progress(
@@ -43,12 +57,19 @@ class ProgressReport:
 
     def report(self, done: int, shown: Mapping[str, Any] | None = None) -> None:
         """Tell how far the job is and the numbers to watch."""
+        if _style == "quiet":
+            return
         text = "  ".join(f"{k} {_short(v)}" for k, v in (shown or {}).items())
         if self._bar is not None:
             self._bar.update(self._task, completed=min(done, self._total), shown=text)
             return
         elapsed = time.monotonic() - self._start
         left = elapsed / max(done, 1) * max(self._total - done, 0)
+        if _style == "json":
+            row = {"job": self._title, "done": done, "total": self._total, "unit": self._unit}
+            row |= {"seconds": round(elapsed, 1), "seconds_left": round(left, 1), **(shown or {})}
+            print(json.dumps(row, default=float), flush=True)
+            return
         print(
             f"{self._title}: {done}/{self._total} {self._unit}  {text}  "
             f"elapsed {elapsed:.0f} s  left {left:.0f} s",

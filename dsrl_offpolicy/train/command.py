@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from dsrl_offpolicy.configs.loading import override, parse_job, read_settings
 from dsrl_offpolicy.errors import InputError, is_out_of_memory
+from dsrl_offpolicy.tracking.progress import STYLES, Style, use_style
 from dsrl_offpolicy.train.run import Interrupted
 
 Config = TypeVar("Config")
@@ -37,7 +38,9 @@ def parsed_command(
             logging.getLogger("gymnasium").setLevel(logging.CRITICAL)
             threading.excepthook = _tell_unless_files
             try:
-                run(parse(sys.argv[1:] if argv is None else argv))
+                flags, style = _take_progress(sys.argv[1:] if argv is None else argv)
+                use_style(style)
+                run(parse(flags))
             except InputError as error:
                 print(f"{name}: error: {error}", file=sys.stderr)
                 return 2
@@ -63,6 +66,27 @@ def parsed_command(
         return main
 
     return decorate
+
+
+def _take_progress(argv: Sequence[str]) -> tuple[list[str], Style]:
+    """Take ``--progress STYLE`` out of the flags: it is no setting of the run, and goes beside ``--resume`` too.
+
+    Raises:
+        InputError: no such style.
+    """
+    rest: list[str] = []
+    style: Style = "auto"
+    items = iter(argv)
+    for item in items:
+        name, given, value = item.partition("=")
+        if name != "--progress":
+            rest.append(item)
+            continue
+        found = value if given else next(items, "nothing")
+        if found not in STYLES:
+            raise InputError(f"--progress: expected {', '.join(STYLES[:-1])} or {STYLES[-1]}, got {found}")
+        style = found
+    return rest, style
 
 
 def _tell_unless_files(args: threading.ExceptHookArgs) -> None:

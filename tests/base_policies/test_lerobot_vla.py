@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,28 @@ from typing import Any
 import pytest
 import torch
 from lerobot_folders import CAMERAS, STATE, needs_lerobot
-from lerobot_vlas import IMAGE, save_smolvla, write_vlm
+from lerobot_vlas import IMAGE, save_smolvla, write_vla_folder, write_vlm
 from safetensors.torch import load_file, save_file
 from stoppable_runs import rows
 from stopped_job import start
 from torch import Tensor
 
 from dsrl_offpolicy import load_base_policy
+from dsrl_offpolicy.base_policies.lerobot_library import lerobot_classes
 from dsrl_offpolicy.base_policies.lerobot_vla import SmolVLA
 from dsrl_offpolicy.contracts import Encoding
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import load_checkpoint
 
 pytestmark = needs_lerobot
+
+
+@pytest.fixture(autouse=True, scope="module")
+def torchvision() -> None:
+    """As loading a policy does it: transformers cannot be imported before."""
+    lerobot_classes("base")
+
+
 TASKS = ["push the cube", "pull now"]
 
 
@@ -119,6 +129,25 @@ def test_the_language_model_in_bf16_where_lerobot_has_it_so(tmp_path: Path) -> N
         encoding.features.dtype == torch.float32
         and policy.fingerprint() == loaded(tmp_path / "policy").fingerprint()
     )
+
+
+def test_weights_that_two_layers_share(tmp_path: Path) -> None:
+    write_vlm(tmp_path / "vlm_of_the_hub", tie_word_embeddings=True)
+    original = save_smolvla(tmp_path / "policy")
+    saved = load_file(tmp_path / "policy" / "model.safetensors")
+    assert len(saved) == len(original.state_dict()) - 1  # under one of their names
+    obs, noise = observed(), drawn()
+    policy = loaded(tmp_path / "policy")
+    actions = by_lerobot(tmp_path / "policy", original, obs, noise)
+    close(policy.decode(policy.encode(obs), noise), actions.clamp(-1, 1))
+
+
+def test_a_folder_written_by_hand_is_one_of_lerobots(saved: Path, tmp_path: Path) -> None:
+    """The folders of the tests that need no LeRobot are what LeRobot writes."""
+    folder = write_vla_folder(tmp_path / "by_hand", str(saved.parent / "vlm_of_the_hub"))
+    for name in ("config.json", "policy_preprocessor.json", "policy_postprocessor.json"):
+        assert json.loads((folder / name).read_text()) == json.loads((saved / name).read_text()), name
+    assert {f.name for f in folder.iterdir()} | {"model.safetensors"} == {f.name for f in saved.iterdir()}
 
 
 def test_features_are_of_images_instruction_and_state(saved: Path) -> None:
@@ -244,6 +273,13 @@ def test_a_language_model_that_does_not_fit(folder: Path, file: str, change: dic
     path = folder / "vlm" / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     assert said in refusal(folder)
+
+
+def test_without_transformers_its_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    message = refusal(folder)
+    assert "SmolVLA of lerobot cannot be imported" in message
+    assert "pip install 'dsrl_offpolicy[smolvla]'" in message
 
 
 def test_a_language_model_of_another_size(folder: Path) -> None:

@@ -48,6 +48,15 @@ def test_a_turned_hand_is_turned_back() -> None:
     assert expert.act(turned)[3:6] == pytest.approx([0, 0, -0.2], abs=1e-5)
 
 
+def test_an_object_that_is_lost_is_grasped_again() -> None:
+    expert = WaypointExpert("robosuite:Lift", FLAWLESS, np.random.default_rng(0))
+    for place, steps in (([0, 0, 1], 1), ([0, 0, 0.9], 9)):  # above the object; at it, and closing
+        actions = [expert.act(standing(place, [0, 0, 0.9])) for _ in range(steps)]
+    assert actions[-1][6] == 1
+    assert expert.act(standing([0, 0, 0.95], [0, 0, 0.9]))[6] == 1  # held, 5 cm off
+    assert expert.act(standing([0, 0, 0.97], [0, 0, 0.9]))[6] == -1
+
+
 def test_noise_is_on_the_arm_alone() -> None:
     noisy = Imperfection(0.3, 0.5, 0.0, (0.0, 0.0, 0.0), False)
     expert = WaypointExpert("robosuite:Lift", noisy, np.random.default_rng(0))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -172,3 +174,22 @@ def test_a_backend_that_draws_nothing_does_not_count(monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.setenv("MUJOCO_GL", "")
     assert not mujoco_opengl._works("disabled")
+
+
+def test_the_trial_starts_the_fork_server_as_environments_need_it(monkeypatch):
+    """Whoever starts it first decides the threads and the modules of every process after it."""
+    during: list[tuple[str | None, bool]] = []
+    submit = ProcessPoolExecutor.submit
+
+    def noted(self, *args):
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        during.append((os.environ.get("OMP_NUM_THREADS"), signal.SIGINT in blocked))
+        return submit(self, *args)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", noted)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    filmed_spec(EnvSpec("drawn_worlds:DrawnReach-v0"))
+    assert during == [("1", True)]
+    assert "OMP_NUM_THREADS" not in os.environ and signal.SIGINT not in signal.pthread_sigmask(
+        signal.SIG_BLOCK, []
+    )

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+import warm_start
 from stoppable_runs import FLAGS, content, finish, rows, start, wait_for_rows
 
 from dsrl_offpolicy.files.checkpoint import load_checkpoint
 
 
-def training_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+def training_workers(process: warm_start.Job) -> list[psutil.Process]:
     """The environment processes, those for training first: children of the fork server, oldest first."""
     found = psutil.Process(process.pid).children(recursive=True)
     return sorted((p for p in found if p.ppid() != process.pid), key=lambda p: p.create_time())

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import stopped_job
 from stoppable_runs import FLAGS, assert_same, content, finish, rows, start, wait_for_rows
+
+DRAW = "dsrl_offpolicy.evaluation.episodes:NoiseStreams.draw"
+"""Once in every macro-step of an evaluation."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,9 @@ def assert_went_on_as_the_whole_run(folder: Path, whole: Path) -> None:
     ("number", "status"),
     [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],  # one handler takes both
 )
-def test_a_stopped_run_is_saved_and_goes_on_to_the_bit(reach_base, whole, tmp_path, number, status) -> None:
+def test_a_stopped_run_is_saved_and_goes_on_to_the_bit(
+    reach_base, whole, run_command, tmp_path, number, status
+) -> None:
     folder = tmp_path / "run"
     process = start(f"{FLAGS} --awsc_checkpoint {reach_base} --out {folder}")
     wait_for_rows(process, folder, 12)
@@ -48,8 +52,8 @@ def test_a_stopped_run_is_saved_and_goes_on_to_the_bit(reach_base, whole, tmp_pa
     assert_went_on_as_the_whole_run(folder, whole)
     # 200 gradient steps and more were taken after the resume
     assert content(folder)["counters"]["gradient_steps"] - before["gradient_steps"] >= 200
-    status, said = finish(start(f"--resume {folder}"))
-    assert status == 2 and "has finished" in said and "Traceback" not in said
+    done = run_command(["stage2", "--resume", folder])
+    assert done.status == 2 and "has finished" in done.err
 
 
 def test_a_killed_run_loses_what_came_after_its_last_save_and_nothing_else(reach_base, whole, tmp_path) -> None:
@@ -69,28 +73,22 @@ def test_a_killed_run_loses_what_came_after_its_last_save_and_nothing_else(reach
     assert_went_on_as_the_whole_run(folder, whole)
 
 
-def test_a_second_process_in_the_same_folder_is_refused(reach_base, tmp_path) -> None:
+def test_a_second_process_in_the_same_folder_is_refused(reach_base, run_command, tmp_path) -> None:
     folder = tmp_path / "run"
     process = start(f"{FLAGS} --total_timesteps 60000 --awsc_checkpoint {reach_base} --out {folder}")
     wait_for_rows(process, folder, 8)
-    status, said = finish(start(f"--resume {folder}"))
-    assert status == 2 and "another process" in said and "Traceback" not in said
+    done = run_command(["stage2", "--resume", folder])
+    assert done.status == 2 and "another process" in done.err
     assert process.poll() is None
     os.killpg(process.pid, signal.SIGKILL)
     finish(process)
 
 
-def test_a_stop_during_an_evaluation_is_heard_and_the_evaluation_made_up_for(reach_base, whole, tmp_path) -> None:
+def test_a_stop_during_an_evaluation_is_heard_and_the_evaluation_made_up_for(reach_base, tmp_path) -> None:
     folder = tmp_path / "run"
     # So many episodes take minutes, and are the first thing of the run: the signal finds it before its first row.
-    process = start(f"{FLAGS} --eval_episodes 20000 --awsc_checkpoint {reach_base} --out {folder}")
-    deadline = time.monotonic() + 200
-    while not list(folder.glob("tensorboard/*")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    time.sleep(8)
-    os.killpg(process.pid, signal.SIGTERM)
-    status, said = finish(process)
+    argv = ["stage2", *FLAGS.split(), "--eval_episodes", 20000, "--awsc_checkpoint", reach_base, "--out", folder]
+    status, said = stopped_job.start(DRAW, 3, signal.SIGTERM, argv)
     assert status == 143 and "--resume" in said and "Traceback" not in said
     assert rows(folder) == []
     assert content(folder)["counters"]["env_steps"] == 16 and content(folder)["next_evaluation"] == 0
@@ -103,8 +101,7 @@ def test_an_evaluation_that_was_stopped_is_the_first_thing_that_goes_on(
     # An evaluation has 5 macro-steps: the 7th is in the second evaluation, the 12th in the final one.
     folder = tmp_path / "run"
     argv = ["stage2", *FLAGS.split(), "--awsc_checkpoint", reach_base, "--out", folder]
-    draw = "dsrl_offpolicy.evaluation.episodes:NoiseStreams.draw"
-    status, said = stopped_job.start(draw, macro_step, signal.SIGTERM, argv)
+    status, said = stopped_job.start(DRAW, macro_step, signal.SIGTERM, argv)
     assert status == 143 and f"dsrl stage2 --resume {folder}" in said and "Traceback" not in said
     status, said = finish(start(f"--resume {folder}"))
     assert status == 0, said
@@ -119,6 +116,6 @@ def test_an_evaluation_that_was_stopped_is_the_first_thing_that_goes_on(
         ("--resume {here} --total_timesteps 500000", "--total_timesteps: expected nothing beside"),  # the default
     ],
 )
-def test_bad_input_is_one_line(tmp_path, flags, says) -> None:
-    status, said = finish(start(flags.format(here=tmp_path)))
-    assert status == 2 and says in said and len(said.strip().splitlines()) == 1
+def test_bad_input_is_one_line(run_command, tmp_path, flags, says) -> None:
+    done = run_command(["stage2", *flags.format(here=tmp_path).split()])
+    assert done.status == 2 and says in done.err and len(done.error_lines) == 1

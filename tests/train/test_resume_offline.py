@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import Outcome, run_dsrl
-from stoppable_runs import assert_same, rows
+from stoppable_runs import assert_same, rows, shorten_quickstart
 from stopped_job import start, stopping
 from tiny_worlds import TASK, TINY_BASE, TINY_STAGE1
 
-from dsrl_offpolicy.commands import quickstart
 from dsrl_offpolicy.files.checkpoint import load_checkpoint
 from dsrl_offpolicy.train import demonstrations
 
@@ -232,17 +231,7 @@ def test_another_base_policy_is_refused(tiny_demos, tiny_base, tmp_path) -> None
 
 
 def test_the_quickstart_goes_on_wherever_it_was_stopped(tmp_path, monkeypatch) -> None:
-    # As few and, after training, as short episodes as there can be: the simulator is what takes the time.
-    least = {"episodes": 2, "eval_episodes": 1, "eval_freq": 400}
-    monkeypatch.setattr(quickstart, "MINIMUM", {**quickstart.MINIMUM, **least})
-    settings = quickstart._training
-
-    def short(job: Any, shipped: str, section: str, *args: Any, **values: Any) -> Any:
-        if section in ("stage2", "eval"):
-            values["max_episode_steps"] = 24
-        return settings(job, shipped, section, *args, **values)
-
-    monkeypatch.setattr(quickstart, "_training", short)
+    least = shorten_quickstart(monkeypatch)
     flags = ["quickstart", "--task", TASK, "--budget", 0.01, "--num_envs", 1]
     folder, whole = tmp_path / "run", tmp_path / "whole"
     done = run_dsrl([*flags, "--out", whole])

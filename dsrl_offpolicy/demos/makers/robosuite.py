@@ -26,6 +26,8 @@ BIN = np.array([0.1975, 0.4025])
 CARRY_HEIGHT, RELEASE_HEIGHT = 1.1, 0.95
 """Metres: above the bins' walls, and where the can is let go."""
 OPEN, CLOSED = -1.0, 1.0
+LOST = 0.06
+"""Metres between hand and object at which it is no longer held."""
 PATIENCE = 40
 """Env steps after which a waypoint is left although it was not reached."""
 
@@ -58,7 +60,8 @@ WAYS = {LIFT: lift_waypoints, CAN: can_waypoints}
 
 
 class WaypointExpert:
-    """Moves the hand along the waypoints of a task, pointing as at the start, for one episode.
+    """Moves the hand along the waypoints of a task, pointing as at the start, for one episode. Where it has lost
+    the object on the way, it begins again.
 
     Errs as ``imperfection`` says: noise on the six arm actions, and in some episodes a wrong grasp,
     ``wrong_goal_offset`` away from the right one.
@@ -76,8 +79,9 @@ class WaypointExpert:
         """Return the action ``[7]`` in [-1, 1] for a state that begins with hand and object."""
         state = obs.astype(np.float64)
         rotation = Rotation.from_quat(state[HAND_ROTATION])
-        if self._pointing is None:
-            self._left, self._pointing = self._way(state[OBJECT] + self._offset), rotation
+        self._pointing = self._pointing or rotation
+        if not self._left or self._lost(state):
+            self._left, self._steps = self._way(state[OBJECT] + self._offset), 0
         goal = self._left[0]
         move, turn = goal.place - state[HAND], (self._pointing * rotation.inv()).as_rotvec()
         self._steps += 1
@@ -87,6 +91,11 @@ class WaypointExpert:
         arm = np.concatenate((GAIN * move / FULL_MOVE, turn / FULL_TURN))
         arm = np.clip(arm, -1, 1) + self._noise.draw()
         return np.clip(np.append(arm, goal.gripper), -1, 1).astype(np.float32)
+
+    def _lost(self, state: np.ndarray) -> bool:
+        """Whether the hand carries an object that it does not hold."""
+        carries = self._left[0].gripper == CLOSED and not self._left[0].wait
+        return carries and bool(np.linalg.norm(state[HAND] - state[OBJECT]) > LOST)
 
 
 class RobosuiteExperts(ScriptedExperts):
