@@ -375,6 +375,14 @@ def test_no_evaluation_episodes_is_refused_or_means_no_evaluation(chain, tmp_pat
         assert not any("success_once" in row for row in _metrics(folder))
 
 
+def test_quickstart_does_not_start_from_a_critic_that_knows_little_of_its_start(tmp_path):
+    config = QuickstartConfig(budget=0.5)
+    near, far = (quickstart._stage2_from(start, config, tmp_path) for start in ("aw_mle", "constant 3"))
+    assert (near.init_critic, near.critic_burnin_steps) == (True, 0)
+    assert (far.init_critic, far.critic_burnin_steps) == (False, 1500)  # half of 3,000
+    assert replace(far, init_critic=True, critic_burnin_steps=0) == near
+
+
 def test_quickstart_end_to_end_at_a_hundredth_of_its_budget(tmp_path, capsys, monkeypatch):
     shorten_quickstart(monkeypatch)
     out = tmp_path / "quick"
@@ -387,6 +395,12 @@ def test_quickstart_end_to_end_at_a_hundredth_of_its_budget(tmp_path, capsys, mo
         assert 0 <= entry["low"] <= entry["success"] <= entry["high"] <= 1 and entry["episodes"] >= 1
     assert summary["task"] == QuickstartConfig().task and summary["seed"] == 3
     assert summary["env_steps"] > 0 and summary["gradient_steps"] > 0 and summary["minutes"] > 0
+    # Nothing succeeds in 24 env steps, so nothing is better than AW-MLE's start. One episode each of prior, w = 0,
+    # AW-MLE, a constant, and of what is cloned where a demonstration succeeds.
+    trials = _summary(out / "stage1")["choice"]["trials"]
+    assert summary["start"] == "aw_mle" and {trial["episodes"] for trial in trials.values()} == {1}
+    assert summary["choosing_env_steps"] == 24 * len(trials) and "constant 1" in trials
+    assert f"{24 * len(trials)} env steps to choose its start (aw_mle)" in printed
     for file in ("config.yaml", "metrics.jsonl", "evaluation.csv", "evaluation.json", "learning_curve.png"):
         assert (out / file).stat().st_size > 0, file
     assert (out / "stage2" / "checkpoints" / "last.pt").is_file()

@@ -98,10 +98,9 @@ def _run_stages(config: QuickstartConfig, folder: Path, tracker: Run) -> dict[st
         print("note: no demonstration succeeds; Stage 2 learns from its own episodes alone", file=sys.stderr)
     stage2 = _stage(
         STAGE2, train_stage2_online.run,
-        _training(
-            Stage2Config, "stage2_online.yaml", "stage2", config, folder,
+        _stage2_from(
+            _start(stage1)["start"], config, folder,
             demo_path=demo_path if succeeded else None, awsc_checkpoint=base, stage1_checkpoint=stage1_checkpoint,
-            **_for_its_start(config, json.loads((stage1 / "summary.json").read_text())["choice"]["chosen"]),
         ),
     )  # fmt: skip
     _note_done(tracker, 4)
@@ -174,13 +173,9 @@ def _conclude(
     if curve is not None:
         shutil.copy(curve, folder / "learning_curve.png")
     summary = _summary(rows, read_runs(stage2)[0].summary, config, tracker)
+    summary |= _start(folder / "stage1")
     tracker.write_summary(summary)
     return summary
-
-
-def _for_its_start(config: QuickstartConfig, start: str) -> dict[str, Any]:
-    """Settings of Stage 2 that depend on the start that Stage 1 chose."""
-    return {} if start == "aw_mle" else _settings("stage2_elsewhere", config)
 
 
 def _job(job: type[Job], shipped: str, section: str, config: QuickstartConfig, **values: Any) -> Job:
@@ -211,6 +206,13 @@ def _training(
     if section != "eval":
         shared |= {"track": config.track, "precision": config.precision}
     return _job(job, shipped, section, config, **shared, **values)
+
+
+def _stage2_from(start: str, config: QuickstartConfig, folder: Path, **values: Any) -> Stage2Config:
+    """The settings of Stage 2, which depend on what Stage 1 handed over."""
+    if start != "aw_mle":
+        values |= _settings("stage2_elsewhere", config)
+    return _training(Stage2Config, "stage2_online.yaml", "stage2", config, folder, **values)
 
 
 def _interval(row: dict[str, Any]) -> dict[str, float]:
@@ -245,6 +247,12 @@ def _summary(
     }
 
 
+def _start(stage1: Path) -> dict[str, Any]:
+    """What Stage 1 handed over, and the env steps that went into choosing it."""
+    choice = json.loads((stage1 / "summary.json").read_text())["choice"]
+    return {"start": choice["chosen"], "choosing_env_steps": choice["env_steps"]}
+
+
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     print(f"\n{summary['task']}, seed {summary['seed']}: success on the same starts, 95 % Wilson intervals")
     for name in ("base", "stage1", "stage2"):
@@ -255,6 +263,7 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
         )
     print(
         f"{summary['env_steps']} env steps and {summary['gradient_steps']} gradient steps in Stage 2, "
+        f"{summary['choosing_env_steps']} env steps to choose its start ({summary['start']}), "
         f"{summary['minutes']:.1f} minutes in all; evidence in {folder}"
     )
 
