@@ -10,7 +10,7 @@ ARGS ?=
 WORKERS ?= auto
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow test-lerobot check format clean
+.PHONY: quickstart test test-slow test-lerobot check docs format clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/dsrl quickstart $(ARGS)
@@ -30,6 +30,10 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site of docs/, into site/; warnings are errors.
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict --quiet
+
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -45,9 +49,13 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet -e ".[$(DEV)]"
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet -e ".[docs]"
+	touch $@
+
 .venv-lerobot/.installed: pyproject.toml scripts/lerobot_environment.txt
 	TORCH="$(TORCH)" scripts/make_lerobot_environment.sh .venv-lerobot
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-lerobot
+	rm -rf $(VENV) .venv-lerobot site
