@@ -61,7 +61,11 @@ def write_lerobot(
         is_image = key.startswith("observation.images.")
         kind = "video" if key.rpartition(".")[2] in videos else "image" if is_image else str(values.dtype)
         shape = list(values.shape[1:]) or [1]
-        features[key] = {"dtype": kind, "shape": shape, "names": ["height", "width", "channels"] if is_image else None}
+        features[key] = {
+            "dtype": kind,
+            "shape": shape,
+            "names": ["height", "width", "channels"] if is_image else None,
+        }
     features["action"]["names"] = names
     features |= {key: {"dtype": kind, "shape": [1], "names": None} for key, kind in PLACE.items()}
     info = {

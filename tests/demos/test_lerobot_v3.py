@@ -161,5 +161,7 @@ def test_a_missing_library_is_named_with_its_extra(tmp_path: Path, monkeypatch, 
 def test_a_frame_that_is_missing_is_named(tmp_path: Path) -> None:
     folder = write_lerobot(tmp_path / "set", episodes((6, 4)))
     change_table(folder / "data/chunk-000/file-000.parquet", "frame_index", [0, 1, 2, 3, 4, 5, 0, 1, 3, 4])
-    with pytest.raises(InputError, match="episode 1: expected all frames from 6 to 9, got others in 'frame_index'"):
+    with pytest.raises(
+        InputError, match="episode 1: expected all frames from 6 to 9, got others in 'frame_index'"
+    ):
         read_demonstrations(folder)
