@@ -8,8 +8,9 @@ One process, held to as many CPUs as threads; all learners in turn, `--repeats` 
 of every learner samples its batch from a full replay buffer and updates twin critics, actor, temperature and
 targets once. A limit is the time of the matrix products that such an update cannot do without (`torch.mm`, one by
 one), in fp32 or, of operands that are bf16 already, in bf16. bf16 is measured where the device has instructions
-for it, or where --precisions asks for it. `--clock cpu` counts this process's CPU time: for a machine that others
-use, and for learners on the CPU alone.
+for it, or where --precisions asks for it. Ours normalises in actor and critics; its rows "critic norm" and "no
+norm" leave that out, to do the same work as their peers. `--clock cpu` counts the CPU time of this process: for a
+machine that others use, and for learners on the CPU alone.
 """
 
 from __future__ import annotations
@@ -35,8 +36,12 @@ STORED = 10_000
 TRAITS = {
     "ours": "ReLU, LayerNorm in actor and critics",
     "ours, compiled": "ReLU, LayerNorm in actor and critics",
+    "ours, compiled, critic norm": "ReLU, LayerNorm in the critics",
+    "ours, compiled, no norm": "ReLU, no normalisation",
     "ours, bf16": "ReLU, LayerNorm in actor and critics",
     "ours, compiled, bf16": "ReLU, LayerNorm in actor and critics",
+    "ours, compiled, bf16, critic norm": "ReLU, LayerNorm in the critics",
+    "ours, compiled, bf16, no norm": "ReLU, no normalisation",
     "Stable-Baselines3": "ReLU, no normalisation (it offers none)",
     "SBX, layer_norm": "ReLU, LayerNorm in the critics",
     "SBX": "ReLU, no normalisation",
@@ -105,21 +110,35 @@ def matrix_limit(width: int, batch: int, steps: int, device: str, precision: str
     return run
 
 
-def our_agent(width: int, *, layers: int = LAYERS, heads: int = 2, rows: int = ROWS, device: str = "cpu") -> Any:
-    """Our agent of the shapes above."""
+def our_agent(
+    width: int,
+    *,
+    layers: int = LAYERS,
+    heads: int = 2,
+    rows: int = ROWS,
+    device: str = "cpu",
+    actor_norm: bool = True,
+    critic_norm: bool = True,
+) -> Any:
+    """Our agent of the shapes above; without ``actor_norm`` it is one that only this benchmark knows."""
     import torch
 
     from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent, SACConfig
     from dsrl_offpolicy.models.latent_layout import LatentLayout
+    from dsrl_offpolicy.models.layers import Layers
 
     torch.manual_seed(0)
     config = SACConfig(
         actor_hidden_dims=(width,) * layers, critic_hidden_dims=(width,) * layers, num_critics=heads,
-        actor_lr=3e-4, critic_lr=3e-4, temp_lr=3e-4,
+        actor_lr=3e-4, critic_lr=3e-4, temp_lr=3e-4, critic_layer_norm=critic_norm,
     )  # fmt: skip
     layout = LatentLayout("full", rows, ACTION_DIM, slice(0, rows), 2.0)
     generator = torch.Generator(device).manual_seed(0)
-    return DSRLSACAgent(config, FEATURES, layout, generator=generator, device=device)
+    agent = DSRLSACAgent(config, FEATURES, layout, generator=generator, device=device)
+    if not actor_norm:
+        agent.actor.net = Layers(*(m for m in agent.actor.net if not isinstance(m, torch.nn.LayerNorm)))
+        agent.actor_optimizer.param_groups[0]["params"] = list(agent.actor.parameters())
+    return agent
 
 
 def filled_buffer(latent_dim: int, stored: int = STORED, device: str = "cpu") -> Any:
@@ -147,17 +166,16 @@ def filled_buffer(latent_dim: int, stored: int = STORED, device: str = "cpu") ->
     return buffer
 
 
-def ours(
-    width: int, batch: int, steps: int, device: str, compiled: bool, precision: str = "fp32"
-) -> Callable[[], None]:
-    """Our learner."""
+def ours(width: int, batch: int, steps: int, device: str, words: Sequence[str]) -> Callable[[], None]:
+    """Our learner, as the words of its name say."""
     from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
     from dsrl_offpolicy.models.precision import use_precision
 
-    agent, buffer = our_agent(width, device=device), filled_buffer(ROWS * ACTION_DIM, device=device)
-    use_precision(agent, precision)
+    norms = {"actor_norm": not {"critic norm", "no norm"} & set(words), "critic_norm": "no norm" not in words}
+    agent, buffer = our_agent(width, device=device, **norms), filled_buffer(ROWS * ACTION_DIM, device=device)
+    use_precision(agent, "bf16" if "bf16" in words else "fp32")
     update: Callable[..., Any] = agent.update
-    if compiled:
+    if "compiled" in words:
         start = time.monotonic()
         update = CompiledUpdate(agent, batch)
         print(f"compiled for width {width}, batch {batch} in {time.monotonic() - start:.1f} s", file=sys.stderr)
@@ -215,9 +233,7 @@ def peer(name: str, width: int, batch: int, steps: int, device: str) -> Callable
 def learner(name: str, width: int, batch: int, steps: int, device: str) -> Callable[[], None] | None:
     """The learner of that name in ``TRAITS``; None, with a line, where its package is missing."""
     if name not in PEERS:
-        words = name.split(", ")
-        precision = "bf16" if "bf16" in words else "fp32"
-        return ours(width, batch, steps, device, compiled="compiled" in words, precision=precision)
+        return ours(width, batch, steps, device, name.split(", "))
     if importlib.util.find_spec(PEERS[name]):
         return peer(name, width, batch, steps, device)
     print(f"{name}: left out, {PEERS[name]} is not installed (pip install -e '.[peers]')", file=sys.stderr)
@@ -298,10 +314,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             told = ", ".join(f"{rate:.1f} in {precision}" for precision, rate in limits.items())
             print(f"\nwidth {width}, batch {batch}, {where}; limits: {told} updates/s")
             heads = "".join(f"{'of ' + precision:>9}" for precision in limits)
-            print(f"{'learner':<22}{'steps/s':>9}{heads}  activation, normalisation")
+            print(f"{'learner':<34}{'steps/s':>9}{heads}  activation, normalisation")
             for name, rate in found.items():
                 shares = "".join(f"{rate / limit:>9.2f}" for limit in limits.values())
-                print(f"{name:<22}{rate:>9.1f}{shares}  {TRAITS[name]}")
+                print(f"{name:<34}{rate:>9.1f}{shares}  {TRAITS[name]}")
                 rows.append(
                     {
                         "learner": name,

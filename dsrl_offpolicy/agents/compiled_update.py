@@ -6,7 +6,7 @@ bookkeeping, the optimisers' Python. Shapes are static, noise is drawn outside, 
 
 The step is traced once, to a graph of all the tensors that it reads and changes, and the graph goes to inductor.
 ``torch.compile`` would look before every call whether anything that its graph depends on has changed (its guards);
-here that is known, and two comparisons do.
+here that is known, and two comparisons do. On CUDA the kernels of a step are recorded once and launched together.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent, Networks
+from dsrl_offpolicy.agents.onednn_products import faster_here, use_onednn
 from dsrl_offpolicy.agents.steering_agent import Metrics
 from dsrl_offpolicy.contracts import MacroBatch
 from dsrl_offpolicy.errors import one_line
@@ -73,6 +74,7 @@ class CompiledUpdate:
         self._has_anchor = agent.anchor is not None
         self._tensors, self._leaves = _bind(agent, copies=True)
         self._bound: Tensor | None = None
+        self._replays: dict[bool, _Replay] = {}
         try:
             # on copies: nothing of the agent changes
             self._graphs = {with_actor: self._compile(with_actor) for with_actor in (True, False)}
@@ -108,11 +110,19 @@ class CompiledUpdate:
         # On CUDA the reordering of loops dies of an assertion in torch 2.11; the CPU's kernels gain from it.
         options: Any = None if device.type == "cpu" else {"loop_ordering_after_fusion": False}
         traced = make_fx(flat_step, tracing_mode="fake")(*inputs)
+        if device.type == "cpu" and faster_here(torch.cpu.get_capabilities()):
+            use_onednn(traced)
         graph = torch._inductor.compile(traced, inputs, options=options)
         graph(*inputs)  # what cannot be loaded fails here
+        if device.type == "cuda":
+            _check_recording(graph, self._leaves, inputs[len(self._leaves) :])
 
         def run(*tensors: Tensor) -> Metrics:
-            return dict(zip(names, graph(*tensors), strict=True))
+            if device.type != "cuda":
+                return dict(zip(names, graph(*tensors), strict=True))
+            count = len(self._leaves)
+            replay = self._replays.setdefault(update_actor, _Replay(graph, tensors[:count]))
+            return dict(zip(names, replay(tensors[count:]), strict=True))
 
         return run
 
@@ -125,6 +135,7 @@ class CompiledUpdate:
         if bound is None or bound is not self._bound:  # the first step, or the optimisers' state was loaded anew
             self._tensors, self._leaves = _bind(agent, copies=False)
             self._bound = self._first_moment()
+            self._replays.clear()  # they write to the tensors of before
         tensors = self._tensors
         tensors.actor_moments.lr.fill_(agent.actor_optimizer.param_groups[0]["lr"])
         tensors.critic_moments.lr.fill_(agent.critic_optimizer.param_groups[0]["lr"])
@@ -137,6 +148,54 @@ class CompiledUpdate:
         optimizer = self.agent.critic_optimizer
         moment: Tensor | None = optimizer.state[optimizer.param_groups[0]["params"][0]].get("exp_avg")
         return moment
+
+
+class _Replay:
+    """Launches all kernels of a compiled step at once, as recorded (CUDA graphs): a step of small networks is
+    otherwise as long as the host needs to launch them.
+
+    Args:
+        graph: ``(*state, *inputs) -> metrics``; changes ``state`` in place.
+        state: tensors that it is recorded with; they keep their addresses.
+    """
+
+    def __init__(self, graph: Callable[..., Sequence[Tensor]], state: Sequence[Tensor]) -> None:
+        self._graph, self._state = graph, state
+        self._recording: torch.cuda.CUDAGraph | None = None
+        self._inputs: list[Tensor] = []
+        self._metrics = torch.empty(0)
+
+    def __call__(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Take one step. The first one is not recorded: it allocates what stays."""
+        if not self._inputs:
+            self._inputs = [tensor.clone() for tensor in inputs]
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                metrics = self._graph(*self._state, *self._inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+            return metrics
+        for own, tensor in zip(self._inputs, inputs, strict=True):
+            own.copy_(tensor)
+        if self._recording is None:
+            self._recording = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._recording):  # records and computes nothing
+                self._metrics = torch.stack(list(self._graph(*self._state, *self._inputs)))
+        self._recording.replay()
+        return self._metrics.clone().unbind()  # the next replay writes over them
+
+
+def _check_recording(
+    graph: Callable[..., Sequence[Tensor]], state: Sequence[Tensor], inputs: list[Tensor]
+) -> None:
+    """Raise RuntimeError where recorded kernels compute something else than the graph. Changes ``state``."""
+    apart = [tensor.clone() for tensor in state]
+    replay = _Replay(graph, state)
+    for _ in range(3):  # one step before the recording, two replays of it
+        found, expected = replay(inputs), graph(*apart, *inputs)
+        pairs = zip((*found, *state), (*expected, *apart), strict=True)
+        if not all(torch.allclose(got, wanted, rtol=1e-3, atol=1e-4) for got, wanted in pairs):
+            raise RuntimeError("the kernels recorded for CUDA compute something else than the step they record")
 
 
 class _Step:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from dsrl_offpolicy.train import precision
 
@@ -15,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import learner
 
-OURS = ["ours", "ours, compiled"]
-IN_BF16 = ["ours, bf16", "ours, compiled, bf16"]
+OURS = ["ours", "ours, compiled", "ours, compiled, critic norm", "ours, compiled, no norm"]
+IN_BF16 = ["ours, bf16", *(name.replace("compiled", "compiled, bf16") for name in OURS[1:])]
 OTHERS = ["Stable-Baselines3", "SBX, layer_norm", "SBX"]
 
 
@@ -36,6 +37,23 @@ def test_learners_and_limits_are_those_of_the_precisions(flags, has, precisions,
     learner.fill_in(arguments)
     assert arguments.precisions == precisions
     assert list(arguments.learners) == learners
+
+
+@pytest.mark.parametrize(
+    ("options", "actor", "critics"),
+    # three hidden layers, each with one normalisation where it has any
+    [({}, 3, 3), ({"actor_norm": False}, 0, 3), ({"actor_norm": False, "critic_norm": False}, 0, 0)],
+)
+def test_an_agent_of_the_same_work_as_a_peer_trains_without_those_layers(options, actor, critics) -> None:
+    agent = learner.our_agent(8, **options)
+    kinds = [type(module).__name__ for module in agent.actor.modules()]
+    assert kinds.count("LayerNorm") == actor
+    assert [type(m).__name__ for m in agent.critic.online.modules()].count("EnsembleLayerNorm") == critics
+    before = [p.clone() for p in agent.actor.parameters()]
+    agent.update(learner.filled_buffer(agent.layout.dim, stored=8).sample(4))
+    after = list(agent.actor.parameters())
+    assert len(after) == len(agent.actor_optimizer.param_groups[0]["params"]) == 8 + 2 * actor
+    assert not torch.equal(before[-1], after[-1])
 
 
 @pytest.mark.parametrize(

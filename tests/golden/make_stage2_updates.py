@@ -23,8 +23,8 @@ LAYOUT = LatentLayout("act_horizon", 4, 3, slice(1, 3), 1.5)
 REGULARIZERS: tuple[Regularizer, ...] = ("entropy", "kl")
 
 
-def make_agent(regularizer: Regularizer) -> DSRLSACAgent:
-    """The learner at its start."""
+def make_agent(regularizer: Regularizer, device: str = "cpu") -> DSRLSACAgent:
+    """The learner at its start; the recorded losses are a CPU's, whose noise is another."""
     torch.manual_seed(0)
     config = SACConfig(
         actor_hidden_dims=(24, 24),
@@ -41,7 +41,7 @@ def make_agent(regularizer: Regularizer) -> DSRLSACAgent:
         target_kl=0.5,
         backup_entropy=True,
     )
-    return DSRLSACAgent(config, FEATURES, LAYOUT, generator=torch.Generator().manual_seed(1))
+    return DSRLSACAgent(config, FEATURES, LAYOUT, generator=torch.Generator(device).manual_seed(1), device=device)
 
 
 def make_batch(seed: int) -> MacroBatch:
