@@ -23,7 +23,8 @@ test-slow: $(VENV)/.installed-dev
 
 # LeRobot asks for other versions than ManiSkill, so it has an environment of its own.
 test-lerobot: .venv-lerobot/.installed
-	.venv-lerobot/bin/python -m pytest tests/base_policies/test_lerobot.py tests/base_policies/test_lerobot_vla.py -v $(ARGS)
+	.venv-lerobot/bin/python -m pytest tests/base_policies/test_lerobot.py tests/base_policies/test_lerobot_vla.py \
+		tests/demos/test_lerobot_writer.py -v $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

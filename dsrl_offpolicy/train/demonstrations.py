@@ -83,6 +83,8 @@ def load_demonstrations(
         cameras=cameras,
         limit=config.num_demos,
     )
+    if control_mode and not demos.control_mode:
+        demos = replace(demos, control_mode=control_mode)  # what the file does not say is what is needed
     _note_time_limit(demos, family.time_limit(EnvSpec(config.env_id, max_episode_steps=config.max_episode_steps)))
     return demos
 

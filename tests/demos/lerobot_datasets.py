@@ -1,10 +1,10 @@
 """Small datasets in the layout of LeRobotDataset v3.0, as LeRobot 0.4.4 writes it.
 
 ``meta/info.json``; ``meta/episodes/chunk-000/file-000.parquet`` with a row per episode (its frames
-``dataset_from_index:dataset_to_index`` of the whole, ``data/chunk_index`` and ``data/file_index`` of its parquet
-file, and per video ``videos/KEY/{chunk_index,file_index,from_timestamp,to_timestamp}``);
-``data/chunk-XXX/file-XXX.parquet`` with a row per frame: features of one number as plain columns, longer ones as
-fixed-size lists, images as ``struct<bytes, path>``, then timestamp, frame_index, episode_index, index and
+``dataset_from_index:dataset_to_index`` of the whole, ``data/chunk_index`` and ``data/file_index`` of its
+parquet file, and per video ``videos/KEY/{chunk_index,file_index,from_timestamp,to_timestamp}``);
+``data/chunk-XXX/file-XXX.parquet`` with a row per frame: features of one number as plain columns, longer ones
+as fixed-size lists, images as ``struct<bytes, path>``, then timestamp, frame_index, episode_index, index and
 task_index; ``videos/KEY/chunk-XXX/file-XXX.mp4`` with the frames of several episodes one after another.
 """
 
@@ -21,6 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from dsrl_offpolicy.demos.format import read_demonstrations
 
 FPS = 10
 SIZE = (48, 64)
@@ -168,3 +170,9 @@ def change_table(file: Path, column: str, values: Sequence[Any]) -> None:
     table = pq.read_table(file)
     position = table.schema.get_field_index(column)
     pq.write_table(table.set_column(position, column, pa.array(values)), file)
+
+
+def read_all(root: Path) -> list[np.ndarray]:
+    """Read every number and image; returns the images by episode."""
+    images = [trajectory.images for trajectory in read_demonstrations(root, need_images=True).trajectories]
+    return [found.read(slice(None)) for found in images if found is not None]

@@ -1,7 +1,7 @@
 """Small HDF5 files in robomimic's layout.
 
-What robomimic 0.3's ``dataset_states_to_obs.py`` writes: a group ``data`` with the attributes ``total`` (steps
-in all) and ``env_args`` (JSON of ``env_name``, ``type``, ``env_version``, ``env_kwargs``); per demonstration
+What robomimic 0.3's ``dataset_states_to_obs.py`` writes: a group ``data`` with the attributes ``total`` (steps in
+all) and ``env_args`` (JSON of ``env_name``, ``type``, ``env_version``, ``env_kwargs``); per demonstration
 ``data/demo_i`` with the attributes ``num_samples`` and ``model_file``, the data sets ``actions [n, A]`` and
 ``states`` (float64), ``rewards [n]`` (float64), ``dones [n]`` (int64), and the groups ``obs`` and, unless
 ``--exclude-next-obs``, ``next_obs`` with a data set ``[n, ...]`` per observation; and ``mask`` with lists of
@@ -41,7 +41,7 @@ def write_robomimic(
     env_args: dict[str, Any] = ENV_ARGS,
     seed: int = 0,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Write demonstrations that succeed in their last two steps; return arrays by ``demo_i``, frames n + 1."""
+    """Write demonstrations that succeed in their last two steps; return arrays by ``demo_i``, n + 1 frames."""
     rng, written = np.random.default_rng(seed), {}
     with h5py.File(path, "w") as file:
         data = file.create_group("data")

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("pyarrow", reason="needs the extra lerobot-data (pip install 'dsrl_offpolicy[lerobot-data]')")
 
 import pyarrow.parquet as pq
-from lerobot_datasets import change_table, episodes, write_lerobot
+from lerobot_datasets import change_table, episodes, read_all, write_lerobot
 from PIL import Image
 
 from dsrl_offpolicy.demos.format import find_format, read_demonstrations
@@ -147,19 +147,13 @@ def test_the_digest_is_that_of_all_files(tmp_path: Path) -> None:
     assert LeRobotV3().digest(copy) != digest
 
 
-def read_first_frames(folder: Path) -> None:
-    images = read_demonstrations(folder, need_images=True).trajectories[0].images
-    assert images is not None
-    images.read([0])
-
-
 @pytest.mark.parametrize("library", ["pyarrow.parquet", "av", "PIL.Image"])
 def test_a_missing_library_is_named_with_its_extra(tmp_path: Path, monkeypatch, library: str) -> None:
     made = episodes((4,), images=("top", "wrist"))
     folder = write_lerobot(tmp_path / "set", made, videos=("wrist",))
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(InputError, match=r"cannot be read: .*\(pip install 'dsrl_offpolicy\[lerobot-data\]'\)"):
-        read_first_frames(folder)
+        read_all(folder)
 
 
 def test_a_frame_that_is_missing_is_named(tmp_path: Path) -> None:
