@@ -47,7 +47,7 @@ def shorten_quickstart(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     settings = quickstart._training
 
     def short(job: Any, shipped: str, section: str, *args: Any, **values: Any) -> Any:
-        if section in ("stage1", "stage2", "eval"):
+        if section in ("stage2", "eval"):
             values["max_episode_steps"] = 24
         return settings(job, shipped, section, *args, **values)
 

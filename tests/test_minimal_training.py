@@ -395,12 +395,12 @@ def test_quickstart_end_to_end_at_a_hundredth_of_its_budget(tmp_path, capsys, mo
         assert 0 <= entry["low"] <= entry["success"] <= entry["high"] <= 1 and entry["episodes"] >= 1
     assert summary["task"] == QuickstartConfig().task and summary["seed"] == 3
     assert summary["env_steps"] > 0 and summary["gradient_steps"] > 0 and summary["minutes"] > 0
-    # Nothing succeeds in 24 env steps, so nothing is better than AW-MLE's start. One episode each of prior, w = 0,
-    # AW-MLE, a constant, and of what is cloned where a demonstration succeeds.
+    # One episode each, of 200 env steps at most. A win on one start is not clearly better than AW-MLE.
     trials = _summary(out / "stage1")["choice"]["trials"]
     assert summary["start"] == "aw_mle" and {trial["episodes"] for trial in trials.values()} == {1}
-    assert summary["choosing_env_steps"] == 24 * len(trials) and "constant 1" in trials
-    assert f"{24 * len(trials)} env steps to choose its start (aw_mle)" in printed
+    assert 100 * len(trials) < summary["choosing_env_steps"] <= 200 * len(trials)
+    assert set(trials) == {"prior", "w = 0", "aw_mle", "constant 1"}
+    assert f"{summary['choosing_env_steps']} env steps to choose its start (aw_mle)" in printed
     for file in ("config.yaml", "metrics.jsonl", "evaluation.csv", "evaluation.json", "learning_curve.png"):
         assert (out / file).stat().st_size > 0, file
     assert (out / "stage2" / "checkpoints" / "last.pt").is_file()

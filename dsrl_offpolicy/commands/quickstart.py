@@ -40,7 +40,7 @@ Job = TypeVar("Job")
 SCALED = {
     "demos": ("episodes",),
     "stage0": ("total_iters",),
-    "stage1": ("total_iters", "eval_freq", "eval_episodes", "cloning_iters", "constants", "choosing_episodes"),
+    "stage1": ("total_iters", "eval_freq", "eval_episodes", "constants", "choosing_episodes"),
     "stage2": ("total_timesteps", "warmup_steps", "critic_burnin_steps", "eval_freq", "eval_episodes"),
     "stage2_elsewhere": ("critic_burnin_steps",),
     "eval": ("episodes", "constants", "screening_episodes"),

@@ -213,7 +213,8 @@ class Stage1Config(
     choosing_episodes: Count = 40
     """Most episodes per candidate."""
     keep_aw_mle: bool = False
-    """auto hands over another start than AW-MLE's only where that is clearly better (exact sign test at 1 %)."""
+    """auto leaves noise cloning out, and hands over another start than AW-MLE's only where that is clearly better
+    (exact sign test at 1 %)."""
     total_iters: Steps = 100000
     """Gradient steps."""
     batch_size: Count = 256

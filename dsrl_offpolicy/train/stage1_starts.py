@@ -135,7 +135,7 @@ class StartChoice:
         if config.keep_aw_mle and config.method != "auto":
             raise InputError(f"keep_aw_mle: expected method auto, which has other starts too, got {config.method}")
         self.states: Tensor | None = None
-        self.clones = config.method in ("noise_cloning", "auto")
+        self.clones = config.method == "noise_cloning" or (config.method == "auto" and not config.keep_aw_mle)
         if self.clones:
             with self._optional():
                 check_invertible(base, layout, device, flag="method", instead="golden_ticket works without")
