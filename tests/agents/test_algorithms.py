@@ -71,7 +71,7 @@ def test_its_settings_are_flags_with_help_ranges_and_yaml(own_file, run_command,
         assert done.status == 2 and done.err.count("\n") == 1
         assert all(word in done.err for word in words), done.err
     with pytest.raises(SystemExit):
-        parse_job(job, None, "dsrl stage2", ["--help"])
+        parse_job(job, None, "dsrl stage2", ["--help_all"])
     told = capsys.readouterr().out
     assert "Heads drawn at random" in told and "Polyak rate" in told and "Env steps" in told
 
