@@ -14,6 +14,7 @@ from robomimic_files import ENV_ARGS, write_robomimic
 
 from dsrl_offpolicy.demos.format import find_format, read_demonstrations
 from dsrl_offpolicy.demos.formats.robomimic_hdf5 import RobomimicHDF5
+from dsrl_offpolicy.demos.makers.robosuite import RobosuiteExperts
 from dsrl_offpolicy.errors import InputError
 
 ROBOT = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
@@ -28,7 +29,11 @@ def test_states_come_by_name_and_all_else_as_written(path: Path) -> None:
     written = write_robomimic(path, (5, 7, 3))
     demos = read_demonstrations(path, need_rewards=True)
     assert isinstance(find_format("auto", path), RobomimicHDF5)  # and not ManiSkill's, which takes any HDF5 file
-    assert (demos.env_id, demos.control_mode, demos.reward_mode) == ("robosuite:Lift", "osc_pose_delta", "sparse")
+    assert (demos.env_id, demos.control_mode, demos.reward_mode) == (
+        "robosuite:Lift",
+        "pd_ee_delta_pose",
+        "sparse",
+    )
     assert (demos.episodes, demos.state_dim, demos.action_dim, demos.has_gripper) == (3, 19, 7, True)
     for i, trajectory in enumerate(demos.trajectories):
         demo = written[f"demo_{i}"]
@@ -122,6 +127,18 @@ def test_without_rewards_success_is_dones(path: Path) -> None:
 def test_tasks_are_called_as_their_environments(path: Path, name: str, kind: int, env_id: str) -> None:
     write_robomimic(path, env_args=ENV_ARGS | {"env_name": name, "type": kind})
     assert read_demonstrations(path).env_id == env_id
+
+
+def test_controllers_are_called_as_in_other_demonstrations(path: Path) -> None:
+    def of(**controller: object) -> str:
+        kwargs = ENV_ARGS["env_kwargs"] | {"controller_configs": controller}
+        write_robomimic(path, (3,), env_args=ENV_ARGS | {"env_kwargs": kwargs})
+        return read_demonstrations(path).control_mode
+
+    assert of(type="OSC_POSE") == RobosuiteExperts.control_mode
+    assert of(type="OSC_POSE", control_delta=False) == "osc_pose"
+    assert of(type="OSC_POSITION") == "pd_ee_delta_pos"
+    assert of(type="JOINT_VELOCITY") == "joint_velocity"
 
 
 def _args(**changed: object) -> Callable[[h5py.File], None]:

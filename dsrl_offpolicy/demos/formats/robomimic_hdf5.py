@@ -25,6 +25,9 @@ ROBOSUITE = 1
 SHORT_NAMES = {"PickPlaceCan": "Can", "NutAssemblySquare": "Square"}
 """Names of the environment family ``robosuite``, by robosuite's."""
 
+DISPLACEMENTS = {"osc_pose": "pd_ee_delta_pose", "osc_position": "pd_ee_delta_pos"}
+"""Controllers that move the hand by a displacement."""
+
 ROBOT_KEYS = ("eef_pos", "eef_quat", "gripper_qpos")
 """What policies of robomimic see of every robot, in this order."""
 
@@ -168,9 +171,9 @@ def _env_args(path: Path, data: h5py.Group) -> dict[str, Any]:
 
 
 def _control_mode(controller: dict[str, Any]) -> str:
-    """The controller's name, which ends in ``delta`` for displacements (robosuite's default)."""
+    """The controller as ``dsrl demos`` names it, else as robosuite does; displacements are the default."""
     kind = str(controller.get("type") or "").lower()
-    return f"{kind}_delta" if kind.startswith("osc") and controller.get("control_delta", True) else kind
+    return DISPLACEMENTS.get(kind, kind) if controller.get("control_delta", True) else kind
 
 
 def _read(where: str, path: Path, demo: h5py.Group, wanted: Wanted, args: dict[str, Any]) -> Trajectory:
