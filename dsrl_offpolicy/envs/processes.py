@@ -15,6 +15,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector.async_vector_env import AsyncState
 from gymnasium.vector.utils import batch_space
 
 from dsrl_offpolicy.envs.family import Capabilities, MacroVectorEnv
@@ -68,7 +69,6 @@ class ProcessVectorEnv(MacroVectorEnv):
         self._unsent: list[str | None] = [None] * num_envs
         self._losses = [0] * num_envs
         self._blank: dict[str, np.ndarray] = {}
-        self._stepping = False
         self._slots: list[AsyncVectorEnv] = []
         with ThreadPoolExecutor(num_envs) as pool:  # a start waits until its environment stands
             self._slots += pool.map(self._start_first, range(num_envs))
@@ -99,7 +99,6 @@ class ProcessVectorEnv(MacroVectorEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         """Set every environment going."""
-        self._stepping = True
         for i in range(self.num_envs):
             self._send(i, "step_async", actions[i : i + 1])
 
@@ -109,7 +108,6 @@ class ProcessVectorEnv(MacroVectorEnv):
         Raises:
             InputError: a process that is lost several times in a row.
         """
-        self._stepping = False
         reward = np.zeros(self.num_envs)
         terminated, truncated, lost = np.zeros((3, self.num_envs), dtype=bool)
         infos = [self._blank] * self.num_envs
@@ -144,8 +142,8 @@ class ProcessVectorEnv(MacroVectorEnv):
 
     def _close(self, slot: AsyncVectorEnv) -> None:
         with contextlib.suppress(Exception):  # a process that is not well cannot say goodbye
-            if self._stepping:
-                slot.step_wait()
+            if slot._state is not AsyncState.DEFAULT:
+                getattr(slot, f"{slot._state.value}_wait")()
             slot.close()
 
     def _start_first(self, i: int) -> AsyncVectorEnv:
@@ -177,9 +175,12 @@ class ProcessVectorEnv(MacroVectorEnv):
         if self._unsent[i] is not None:
             return self._unsent[i]
         left = max(deadline - time.monotonic(), 0.0)
+        slot = self._slots[i]
+        state = slot._state
         try:
-            return getattr(self._slots[i], call)(timeout=left if math.isfinite(left) else None)
+            return getattr(slot, call)(timeout=left if math.isfinite(left) else None)
         except multiprocessing.TimeoutError:
+            slot._state = state  # the answer is still on its way, and would be taken for the next call's
             return f"{SLOW} {self.timeout:g} s"
         except (EOFError, OSError):
             return DIED
