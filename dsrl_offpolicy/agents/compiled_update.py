@@ -118,13 +118,15 @@ class CompiledUpdate:
             _check_recording(graph, self._leaves, inputs[len(self._leaves) :])
 
         def run(*tensors: Tensor) -> Metrics:
-            if device.type != "cuda":
-                return dict(zip(names, graph(*tensors), strict=True))
-            count = len(self._leaves)
-            replay = self._replays.setdefault(update_actor, _Replay(graph, tensors[:count]))
-            return dict(zip(names, replay(tensors[count:]), strict=True))
+            return dict(zip(names, graph(*tensors), strict=True))
 
-        return run
+        def run_recorded(*tensors: Tensor) -> Metrics:
+            count = len(self._leaves)
+            if update_actor not in self._replays:
+                self._replays[update_actor] = _Replay(graph, tensors[:count])
+            return dict(zip(names, self._replays[update_actor](tensors[count:]), strict=True))
+
+        return run_recorded if device.type == "cuda" else run
 
     def __call__(self, batch: MacroBatch, *, update_actor: bool = True) -> Metrics:
         """One gradient step; arguments and metrics are those of ``DSRLSACAgent.update``."""
