@@ -57,6 +57,11 @@ class Trajectory:
     def __len__(self) -> int:
         return len(self.actions)
 
+    @property
+    def succeeds(self) -> bool:
+        """Whether it succeeds at any step."""
+        return bool(self.success.any())
+
 
 @dataclass(frozen=True, kw_only=True)
 class DemoInfo:

@@ -128,7 +128,7 @@ def cut_windows(
 def _cut(trajectory: Trajectory, index: int, first_row: int, still: slice, spec: WindowSpec) -> Windows:
     actions = trajectory.actions
     terminated = trajectory.terminated.copy()
-    if spec.end_on_success and trajectory.success.any():
+    if spec.end_on_success and trajectory.succeeds:
         length = int(np.argmax(trajectory.success)) + 1
         terminated[length - 1] = True
     else:

@@ -11,13 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dsrl_offpolicy.base_policies.contract import TOLERANCE
 from dsrl_offpolicy.contracts import BasePolicy, Encoding, Observation
 from dsrl_offpolicy.errors import InputError, NonFiniteError
 
 ACTION_RANGE = 2.0
 """Actions are in [-1, 1]."""
-TOLERANCE = 1e-5
-"""Largest difference of two decodes of the same noise, as when a policy is loaded."""
 
 
 @dataclass(frozen=True)

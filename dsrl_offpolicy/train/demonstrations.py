@@ -95,7 +95,7 @@ def successes_of(demos: Demonstrations) -> Demonstrations:
     Raises:
         InputError: none does.
     """
-    found = tuple(t for t in demos.trajectories if t.success.any())
+    found = tuple(t for t in demos.trajectories if t.succeeds)
     if not found:
         raise InputError(
             f"successes_only: expected at least one demonstration that succeeds, got none of "

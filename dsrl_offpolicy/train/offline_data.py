@@ -96,7 +96,7 @@ def invert_demonstrations(
     Raises:
         InputError: actions that no policy makes, no episode that succeeds, or no window that inverts.
     """
-    succeeds = np.array([bool(t.success.any()) for t in demos.trajectories])
+    succeeds = np.array([t.succeeds for t in demos.trajectories])
     if not succeeds.any():
         raise InputError(
             f"demo_path: expected at least one demonstration that succeeds, got none of {len(succeeds)}"

@@ -92,7 +92,7 @@ class Stage0(Resumable):
             save_checkpoint(run.tracker.checkpoints / "last.pt", "base_policy", content)
             summary: dict[str, Any] = {
                 "demonstrations": len(self.demos.trajectories),
-                "demonstration_success": float(np.mean([t.success.any() for t in self.demos.trajectories])),
+                "demonstration_success": float(np.mean([t.succeeds for t in self.demos.trajectories])),
                 "windows": len(self.windows),
                 "gradient_steps": config.total_iters,
                 "minutes": round(run.tracker.minutes, 3),

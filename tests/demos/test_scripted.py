@@ -57,10 +57,10 @@ def _actions(imperfection, steps, seed=0):
 def test_a_wrong_goal_fails_where_the_flawless_expert_succeeds(record):
     flawless = [record(FLAWLESS, seed) for seed in range(5)]
     misled = [record(replace(FLAWLESS, wrong_goal_prob=1.0), seed) for seed in range(5)]
-    assert sum(t.success.any() for t in flawless) >= 4
-    assert sum(t.success.any() for t in misled) <= sum(t.success.any() for t in flawless) - 3
+    assert sum(t.succeeds for t in flawless) >= 4
+    assert sum(t.succeeds for t in misled) <= sum(t.succeeds for t in flawless) - 3
     for trajectory in flawless:
-        if trajectory.success.any():  # recorded until the success, which terminates
+        if trajectory.succeeds:  # recorded until the success, which terminates
             assert trajectory.success.tolist() == [False] * (len(trajectory) - 1) + [True]
             assert trajectory.terminated[-1] and not trajectory.truncated.any()
 
@@ -69,7 +69,7 @@ def test_an_episode_given_up_is_truncated_and_not_terminated(record):
     trajectory = record(FLAWLESS, 0, max_steps=10)
     assert len(trajectory) == 10 and len(trajectory.obs) == 11
     assert trajectory.truncated.tolist() == [False] * 9 + [True]
-    assert not trajectory.terminated.any() and not trajectory.success.any()
+    assert not trajectory.terminated.any() and not trajectory.succeeds
     assert trajectory.actions.dtype == np.float32 and np.abs(trajectory.actions).max() <= 1
 
 

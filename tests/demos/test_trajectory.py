@@ -77,7 +77,7 @@ def test_real_maniskill_state_file(shared_dir):
             assert np.array_equal(demos.trajectories[i].obs, handle[f"traj_{i}/obs"][()])
     for trajectory in demos.trajectories:
         assert len(trajectory.obs) == len(trajectory) + 1
-        assert trajectory.success.any() and np.isfinite(trajectory.rewards).all()
+        assert trajectory.succeeds and np.isfinite(trajectory.rewards).all()
     assert np.median([len(t) for t in demos.trajectories]) == pytest.approx(175, abs=10)
 
 

@@ -191,7 +191,7 @@ def write_demonstrations(
             "control_mode": control_mode,
             "elapsed_steps": len(trajectory),
             "reset_kwargs": {"options": None, "seed": seed},
-            "success": bool(trajectory.success.any()),
+            "success": trajectory.succeeds,
         }
         for i, (trajectory, seed) in enumerate(zip(trajectories, seeds, strict=True))
     ]

@@ -99,7 +99,7 @@ class ScriptedExperts(Maker):
                 expert = self.expert(config.env_id, errors, rng)
                 trajectories.append(record_episode(env.reset(seed=seed)[0], step, expert, config.demo_steps))
                 if len(trajectories) % 20 == 0 or len(trajectories) == config.episodes:
-                    rate = float(np.mean([t.success.any() for t in trajectories]))
+                    rate = float(np.mean([t.succeeds for t in trajectories]))
                     progress.report(len(trajectories), {"success": rate})
         env.close()
         kwargs = {"obs_mode": "state", "control_mode": self.control_mode, "reward_mode": "dense"}
