@@ -43,7 +43,7 @@ format: $(VENV)/.installed-dev
 $(VENV)/.installed: pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install --quiet -e .
+	$(BIN)/pip install --quiet -e ".[report]"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
