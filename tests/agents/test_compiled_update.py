@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch._inductor.config
+from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_cache
 
 from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
@@ -105,6 +106,17 @@ def test_the_compiled_update_knows_the_anchor_and_the_one_that_is_loaded() -> No
     found, expected = (run(a, u, range(8, 14)) for a, u in ((compiled, update), (plain, plain.update)))
     assert_rows(found, expected)
     assert_same_state(compiled, plain)
+
+
+def test_what_was_compiled_before_is_found_on_disk() -> None:
+    CompiledUpdate(golden.make_agent("kl"), golden.BATCH)
+    before = dict(counters["inductor"])
+    update = CompiledUpdate(agent := golden.make_agent("kl"), golden.BATCH)
+    hits, misses = (
+        counters["inductor"][n] - before.get(n, 0) for n in ("fxgraph_cache_hit", "fxgraph_cache_miss")
+    )
+    assert (hits, misses) == (2, 0)  # a step with and one without the actor
+    assert_rows(run(agent, update, range(golden.STEPS)), RECORDED["kl"])
 
 
 def test_a_fixed_temperature_is_left_alone() -> None:
