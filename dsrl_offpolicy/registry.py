@@ -19,7 +19,7 @@ from dsrl_offpolicy.errors import InputError, did_you_mean, one_line
 T = TypeVar("T")
 
 EXTRAS = {
-    "mani_skill": "maniskill", "sapien": "maniskill", "mplib": "maniskill", "wandb": "track",
+    "mani_skill": "maniskill", "sapien": "maniskill", "mplib": "maniskill", "wandb": "track", "trackio": "trackio",
     "stable_baselines3": "sb3", "sb3_contrib": "sb3", "websockets": "remote", "msgpack": "remote",
     "lerobot": "lerobot", "diffusers": "lerobot", "draccus": "lerobot", "torchvision": "lerobot",
     "huggingface_hub": "lerobot", "pyarrow": "lerobot-data", "av": "lerobot-data", "PIL": "lerobot-data",
@@ -157,6 +157,7 @@ SINKS = Registry(
     "dsrl_offpolicy.sinks",
     {
         "tensorboard": "dsrl_offpolicy.tracking.sinks.tensorboard:TensorBoard",
+        "trackio": "dsrl_offpolicy.tracking.sinks.trackio:Trackio",
         "wandb": "dsrl_offpolicy.tracking.sinks.wandb:WeightsAndBiases",
     },
 )

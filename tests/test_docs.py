@@ -16,8 +16,13 @@ from dsrl_offpolicy.configs import jobs, serve
 ROOT = PACKAGE.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 REPOSITORY = ("benchmarks", "docs", "dsrl_offpolicy", "scripts", "tests")
-OF_RUNS = {"checkpoints", "replay", "stage0", "stage1", "stage2", "tensorboard", "unfinished", "<out>.parts"}
+OF_RUNS = {
+    "checkpoints", "replay", "stage0", "stage1", "stage2", "tensorboard", "unfinished", "wandb", "<out>.parts",
+}  # fmt: skip
 """Folders of runs and of recordings, which are no folders of the repository."""
+
+OF_OTHER_TOOLS = {"logdir"}
+"""Flags that pages name and that are not ours: TensorBoard's."""
 
 DATA = (".csv", ".json", ".jsonl", ".png", ".pt", ".yaml")
 
@@ -109,7 +114,7 @@ def test_flags_exist(page, flags):
     text = page.read_text()
     known = flags["commands"] | (flags["others"] if page.parent != ROOT else set())
     known |= set(re.findall(r"^    (\w+): \w+ = ", text, re.MULTILINE))  # settings of a class that the page shows
-    assert sorted(set(FLAG.findall(text)) - known) == []
+    assert sorted(set(FLAG.findall(text)) - known - OF_OTHER_TOOLS) == []
 
 
 @pytest.mark.parametrize(

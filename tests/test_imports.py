@@ -86,8 +86,11 @@ def test_the_command_line_names_only_existing_jobs():
 
 @pytest.mark.parametrize(
     ("library", "rooms"),
-    [("wandb", {"tracking"}), ("metaworld", {"envs", "demos"}), ("mani_skill", {"envs", "demos"})],
-)
+    [
+        ("wandb", {"tracking"}), ("trackio", {"tracking"}), ("metaworld", {"envs", "demos"}),
+        ("mani_skill", {"envs", "demos"}),
+    ],
+)  # fmt: skip
 def test_optional_and_heavy_libraries_are_imported_where_they_are_adapted_and_only_when_used(library, rooms):
     for path in MODULES:
         room = _room(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts))

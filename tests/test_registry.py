@@ -128,7 +128,9 @@ def test_every_kind_that_is_built_in_is_there(registry: Registry, base: type):
         assert issubclass(registry.find(name, "flag", base), base)
 
 
-@pytest.mark.parametrize(("library", "extra"), [("mani_skill", "maniskill"), ("wandb", "track")])
+@pytest.mark.parametrize(
+    ("library", "extra"), [("mani_skill", "maniskill"), ("wandb", "track"), ("trackio", "trackio")]
+)
 def test_a_library_that_is_not_installed_names_the_extra(library, extra, tmp_path, monkeypatch):
     Path(tmp_path, f"needs_{extra}.py").write_text(f"import {library}.sub\n")
     monkeypatch.chdir(tmp_path)

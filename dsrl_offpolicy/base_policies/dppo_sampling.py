@@ -85,7 +85,7 @@ def sample(
     chain = [noise]
     for network, step in zip(networks, steps, strict=True):
         x = chain[-1]
-        time = torch.full((len(x),), float(step.time), dtype=x.dtype, device=x.device)
+        time = torch.full((x.shape[0],), float(step.time), dtype=x.dtype, device=x.device)
         eps = network(x, time, features)
         x0 = (x - step.noise * eps) / step.signal
         if clips.denoised is not None:

@@ -76,7 +76,7 @@ class ObservationEncoder(nn.Module):
         normal = ((state - self.mean) / self.std).clamp(-self.limit, self.limit)
         if self.visual is None:
             return normal
-        return torch.cat((self.visual(check_images(rgb, self.image_channels, (len(state),))), normal), dim=-1)
+        return torch.cat((self.visual(check_images(rgb, self.image_channels, (state.shape[0],))), normal), dim=-1)
 
     def forward(self, state: Tensor, rgb: Tensor | None = None) -> Float[Tensor, "B D"]:
         """Return features of frame stacks ``[B, o, S]`` and, for a policy of images, ``[B, o, H, W, 3k]`` uint8.

@@ -11,19 +11,34 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dsrl_offpolicy import __version__ as VERSION
 from dsrl_offpolicy.analysis.run_folder import RATES, RunFolder, read_runs
+from dsrl_offpolicy.base_policies.loading import load_base_policy
 from dsrl_offpolicy.base_policies.shortcut_flow import DEFAULT_WEIGHTS
 from dsrl_offpolicy.commands.arguments import OneLineParser
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import load_checkpoint, save_checkpoint
 from dsrl_offpolicy.tracking.run import create_run_folder
+from dsrl_offpolicy.train.programs import BASE_PROGRAM, STEERED_PROGRAM, export_programs
 from dsrl_offpolicy.train.steered_policy import LATENT_POLICY, MANIFEST, Exported
+from dsrl_offpolicy.train.steering_files import load_steering
 
 PROG = "dsrl export"
 KEPT = ("steering", "policy", "base_fingerprint", "env_id")
 """Of a checkpoint; optimisers, critics and counters stay behind."""
 CHECKPOINTS = {"last": "last.pt", "best": "best_eval_success_once.pt"}
+PROGRAMS_CARD = f"""
+Without dsrl_offpolicy, in torch alone:
+
+    import torch
+
+    steered = torch.export.load("{STEERED_PROGRAM}").module()
+    actions, noise = steered(state, torch.randn(len(state), T, W))     # images: steered(state, rgb, noise)
+
+`{BASE_PROGRAM}` takes the same and returns the base policy's whole chunk, [B, T, A].
+"""
 OPTIONS = ("obs_horizon", "pred_horizon", "act_horizon", "instruction")
 """Settings of a base policy besides its weights."""
 
@@ -55,14 +70,18 @@ def run(arguments: argparse.Namespace) -> Path:
         base_options=options,
         env_steps=steps if isinstance(steps, int) else 0,
     )
-    card = model_card(stage2, manifest, _table(source, stage2), arguments.checkpoint)
+    programs = _programs(base, options, checkpoint) if arguments.format == "torch_export" else {}
+    card = model_card(stage2, manifest, _table(source, stage2), arguments.checkpoint, bool(programs))
     folder = create_run_folder(Path(arguments.out).expanduser(), "")
     save_checkpoint(folder / LATENT_POLICY, "stage2", {name: content[name] for name in KEPT if name in content})
     if bundled is not None:
         shutil.copyfile(bundled, folder / manifest.base)
     (folder / MANIFEST).write_text(json.dumps(manifest.plain(), indent=2) + "\n")
     (folder / "README.md").write_text(card)
-    print(f"{folder}: latent policy, {MANIFEST} and README.md{', base policy' if bundled else ''}")
+    for name, program in programs.items():
+        (folder / name).write_bytes(program)
+    written = ["latent policy", MANIFEST, "README.md", *(["base policy"] if bundled else []), *programs]
+    print(f"{folder}: {', '.join(written)}")
     return folder
 
 
@@ -76,6 +95,14 @@ def _base_of(stage2: RunFolder) -> tuple[str, dict[str, str | int]]:
     if settings.get("weights") not in (None, DEFAULT_WEIGHTS):
         options["weights"] = settings["weights"]
     return base, options
+
+
+def _programs(base: str, options: Mapping[str, str | int], checkpoint: Path) -> dict[str, bytes]:
+    """The files of ``--format torch_export``."""
+    given: dict[str, Any] = dict(options)
+    policy = load_base_policy(base, "cpu", **given)
+    latent_policy, _ = load_steering(checkpoint, "stage2", "RUN_DIR", policy, torch.device("cpu"))
+    return export_programs(policy, latent_policy)
 
 
 def _table(source: Path, stage2: RunFolder) -> list[tuple[str, str, str]]:
@@ -97,7 +124,7 @@ def _rate(row: Mapping[str, Any]) -> str:
 
 
 def model_card(
-    stage2: RunFolder, manifest: Exported, table: Sequence[tuple[str, str, str]], checkpoint: str
+    stage2: RunFolder, manifest: Exported, table: Sequence[tuple[str, str, str]], checkpoint: str, programs: bool
 ) -> str:
     """Return the text of README.md: what it is, how well it does, how to load it and how it was made."""
     where = "in this folder" if manifest.base_in_folder else f"`{manifest.base}`, not in this folder"
@@ -109,6 +136,7 @@ def model_card(
         for name, value in stage2.settings.items()
         if value is not None and name not in ("out", "resume", "base", "awsc_checkpoint", "track", "wandb_project")
     }
+    without = PROGRAMS_CARD if programs else ""
     listed = "\n".join(f"    {name}: {json.dumps(value)}" for name, value in settings.items())
     return f"""---
 library_name: dsrl_offpolicy
@@ -126,7 +154,7 @@ Checkpoint `{checkpoint}` of Stage 2, {manifest.env_steps:,} env steps. Made by 
 
     policy = load_steered_policy("PATH_OF_THIS_FOLDER"{base})
     actions = policy(obs)     # states [B, o, S] or a mapping -> the rows to execute, [B, H, A]
-
+{without}
 ## How it was made
 
     {shlex.join(["dsrl", "stage2", "--config", "settings.yaml", "--base", manifest.base])}
@@ -142,6 +170,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run_dir", metavar="RUN_DIR", help="run folder of Stage 2, or of a quickstart")
     parser.add_argument("--out", required=True, help="folder to write, which must not exist yet")
     parser.add_argument("--checkpoint", choices=list(CHECKPOINTS), default="last", help="which weights")
+    parser.add_argument(
+        "--format", choices=["checkpoint", "torch_export"], default="checkpoint",
+        help="torch_export: also programs that run in torch alone, held against the policies to 1e-5",
+    )  # fmt: skip
     parser.add_argument("--with_base", action="store_true", help="copy the base policy's file into the folder")
     return parser
 

@@ -44,11 +44,11 @@ class TrackedConfig(JobConfig):
 
     title: ClassVar[str] = "Logs"
     loggers: tuple[str, ...] = ("tensorboard",)
-    """Loggers beside metrics.jsonl: tensorboard, wandb, or module:Class of your own."""
+    """Loggers beside metrics.jsonl: tensorboard, wandb, trackio, or module:Class of your own."""
     track: bool = False
     """Also log to Weights & Biases (needs the extra `track`; offline without a login)."""
     wandb_project: str = "dsrl_offpolicy"
-    """Weights & Biases project."""
+    """Project of Weights & Biases and of Trackio."""
     log_freq: Steps = 500
     """Gradient steps between rows of metrics."""
 
