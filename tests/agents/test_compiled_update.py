@@ -53,6 +53,12 @@ def assert_same_state(first: DSRLSACAgent, second: DSRLSACAgent) -> None:
     assert torch.equal(first.generator.get_state(), second.generator.get_state())
 
 
+@pytest.fixture
+def traced_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step is traced and runs as its graph says: to compile every kind of it would take minutes."""
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs, options: graph)
+
+
 @pytest.mark.parametrize("regularizer", golden.REGULARIZERS)
 def test_the_plain_update_is_the_recorded_one(regularizer: str) -> None:
     agent = golden.make_agent(regularizer)
@@ -84,6 +90,7 @@ def test_the_two_updates_take_over_from_each_other() -> None:
     assert_same_state(mixed, plain)
 
 
+@pytest.mark.usefixtures("traced_alone")
 def test_the_compiled_update_knows_the_anchor_and_the_one_that_is_loaded() -> None:
     agents = [golden.make_agent("kl") for _ in range(2)]
     for agent in agents:
@@ -119,6 +126,7 @@ def test_what_was_compiled_before_is_found_on_disk() -> None:
     assert_rows(run(agent, update, range(golden.STEPS)), RECORDED["kl"])
 
 
+@pytest.mark.usefixtures("traced_alone")
 def test_a_fixed_temperature_is_left_alone() -> None:
     agent = golden.make_agent("entropy")
     agent.log_alpha.requires_grad_(False)
