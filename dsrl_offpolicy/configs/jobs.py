@@ -265,6 +265,7 @@ class Stage2LoopConfig(
 ):  # fmt: skip
     """What Stage 2 has whichever algorithm learns; the algorithm's own ``Config`` comes beside it."""
 
+    has_presets: ClassVar[bool] = True
     usual: ClassVar[tuple[str, ...]] = (
         "env_id",
         "base",
