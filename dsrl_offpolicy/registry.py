@@ -131,6 +131,7 @@ ENV_FAMILIES = Registry(
         "metaworld": "dsrl_offpolicy.envs.families.metaworld:MetaWorld",
         "maniskill": "dsrl_offpolicy.envs.families.maniskill:ManiSkill",
         "robosuite": "dsrl_offpolicy.envs.families.robosuite:Robosuite",
+        "robot": "dsrl_offpolicy.envs.families.robot:RobotEnvs",
         "gymnasium": "dsrl_offpolicy.envs.families.gymnasium:GymnasiumEnvs",
     },
 )

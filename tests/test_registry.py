@@ -76,7 +76,7 @@ def refused(tmp_path, monkeypatch, run_command, tiny_base, tiny_demos) -> Callab
     ("kind", "unknown", "near", "others"),
     [
         ("BasePolicy", "shortcut_flaw:x", "shortcut_flow", "awsc"),
-        ("EnvFamily", "metawrld", "metaworld", "maniskill, robosuite, gymnasium"),
+        ("EnvFamily", "metawrld", "metaworld", "maniskill, robosuite, robot, gymnasium"),
         ("SteeringAgent", "sacc", "sac", "module:Class"),
         ("DemoFormat", "maniskill_hdf", "maniskill_hdf5", "module:Class"),
         ("Sink", "tensorbord", "tensorboard", "wandb"),

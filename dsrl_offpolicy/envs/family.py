@@ -32,6 +32,7 @@ class Capabilities:
             anew and sends no old chunk.
         exclusive: one vector environment at a time: Stage 2 evaluates in the training environment, whose episodes
             begin anew afterwards.
+        single: there is one such environment, so ``num_envs`` is 1.
         supervised_reset: somebody stands by and resets by hand: a reset may take any time.
         lazy_images: the unwrapped environment has ``images_wanted``, ``image()`` and ``max_episode_steps``: while
             ``images_wanted`` is False, a step's ``"rgb"`` is None, and ``image()`` renders it late.
@@ -42,6 +43,7 @@ class Capabilities:
     batched: bool = False
     replayable: bool = True
     exclusive: bool = False
+    single: bool = False
     supervised_reset: bool = False
     lazy_images: bool = False
     killable: bool = True

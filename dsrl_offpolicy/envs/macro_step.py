@@ -27,9 +27,10 @@ class MacroStepEnv(gym.Wrapper):
     termination comes unforeseen inside a chunk do the older frames of that last stack repeat the image of the
     newest (its states are exact); its discount is 0, so no target reads it.
 
-    ``info`` always holds ``n_steps``, ``success`` (of the last env step), ``success_once``,
-    ``episode_return`` (undiscounted, of the scaled reward) and ``episode_length`` (env steps); where
-    ``spec.frames_every`` is set, also what ``FrameRecorder.take`` returns.
+    ``info`` always holds ``n_steps``, ``success`` (of the last env step), ``success_once``, ``intervened``
+    (somebody else than the policy chose an action of this chunk), ``episode_return`` (undiscounted, of the
+    scaled reward) and ``episode_length`` (env steps); where ``spec.frames_every`` is set, also what
+    ``FrameRecorder.take`` returns.
     """
 
     def __init__(self, env: gym.Env, spec: EnvSpec, *, lazy_images: bool = False) -> None:
@@ -52,7 +53,7 @@ class MacroStepEnv(gym.Wrapper):
         obs, _ = self.env.reset(seed=seed, options=options)
         self._frames.extend([_copy(obs)] * self.env_spec.obs_horizon)
         self._ended = None
-        self._success = self._success_once = False
+        self._success = self._success_once = self._intervened = False
         self._return = 0.0
         self._length = 0
         if self._recorder is not None:
@@ -63,6 +64,7 @@ class MacroStepEnv(gym.Wrapper):
         if self._ended is not None:
             return _stack(self._frames), 0.0, *self._ended, self._info(0)
         reward, n = 0.0, 0
+        self._intervened = False
         terminated = truncated = False
         rows = self._rows_left(len(action))
         for row in action:
@@ -76,6 +78,7 @@ class MacroStepEnv(gym.Wrapper):
             self._length += 1
             self._success = info["success"]
             self._success_once |= self._success
+            self._intervened |= bool(info.get("intervened", False))
             if self._recorder is not None:
                 self._recorder.see(self._length, self._success_once, last=terminated or truncated)
             if terminated or truncated:
@@ -104,6 +107,7 @@ class MacroStepEnv(gym.Wrapper):
             "n_steps": n_steps,
             "success": self._success,
             "success_once": self._success_once,
+            "intervened": self._intervened,
             "episode_return": self._return,
             "episode_length": self._length,
             **(self._recorder.take() if self._recorder is not None and n_steps else self._no_frames()),

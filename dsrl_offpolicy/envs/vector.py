@@ -70,12 +70,22 @@ def make_vector_env(spec: EnvSpec, num_envs: int) -> MacroVectorEnv:
     Reset the ended ones with ``reset(seed=[...], options={"reset_mask": mask})``. Each is a process, held to one
     thread and started by ``forkserver``, because simulators hang or crash after a ``fork``; one that dies or hangs
     is replaced. A ``batched`` family makes them in this process.
+
+    Raises:
+        InputError: more than one of a family that has one, or environments that cannot be made.
     """
+    check_count(spec, num_envs)
     family = family_of(spec)
     if family.capabilities(spec).batched:
         family.check(spec)
         return family.make_vector(spec, num_envs)
     return _make_processes(family, spec, num_envs)
+
+
+def check_count(spec: EnvSpec, num_envs: int) -> None:
+    """Raise InputError where more environments are asked for than there are."""
+    if family_of(spec).capabilities(spec).single and num_envs != 1:
+        raise InputError(f"num_envs: expected 1 for {spec.env_id}, of which there is one, got {num_envs}")
 
 
 def make_evaluation_env(training: MacroVectorEnv, spec: EnvSpec, num_envs: int) -> MacroVectorEnv:

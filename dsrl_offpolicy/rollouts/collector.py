@@ -27,10 +27,12 @@ class Collected(MacroTransitions):
     Attributes:
         finished: for each episode that ended: (success_once, return, env steps).
         lost: macro-steps dropped because their environment process died or hung.
+        intervened: macro-steps dropped because somebody else than the policy chose an action.
     """
 
     finished: list[tuple[bool, float, int]]
     lost: int
+    intervened: int = 0
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -112,7 +114,8 @@ class Collector:
         obs, reward, terminated, truncated, info = self.env.step_wait()
         encoding = encode(self.base_policy, obs, self.device)
         lost = np.asarray(info.get("lost", np.zeros(self.env.num_envs, dtype=bool)))
-        kept = self._tensor(np.flatnonzero(~lost), torch.int64)
+        intervened = np.asarray(info.get("intervened", np.zeros_like(lost))) & ~lost
+        kept = self._tensor(np.flatnonzero(~lost & ~intervened), torch.int64)
         happened = (
             self._encoding.features[kept],
             self._latent[kept],
@@ -136,7 +139,7 @@ class Collector:
             encoding = encode(self.base_policy, obs, self.device)
         self._encoding = encoding
         self._latent = None
-        return Collected(*happened, finished, int(np.sum(lost)))
+        return Collected(*happened, finished, int(np.sum(lost)), int(np.sum(intervened)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what brings a new collector to this point, between launch and collect."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from dsrl_offpolicy.configs.jobs import PPOConfig, Stage2LoopConfig
 from dsrl_offpolicy.contracts import BasePolicy
 from dsrl_offpolicy.envs.family import MacroVectorEnv
-from dsrl_offpolicy.envs.vector import make_evaluation_env, make_vector_env
+from dsrl_offpolicy.envs.vector import check_count, make_evaluation_env, make_vector_env
 from dsrl_offpolicy.rollouts.base_env import base_env_spec, check_fit, training_env_spec
 from dsrl_offpolicy.train.start import rewards_of
 
@@ -24,6 +24,7 @@ class OnlineEnvironments:
     def __init__(self, config: PPOConfig | Stage2LoopConfig, base: BasePolicy) -> None:
         self.config = config
         self.training = training_env_spec(config, base.info)
+        check_count(self.training, config.num_envs)
         check_fit(base.info, self.training)
         ends = config.eval_end_on_success
         rewards = rewards_of(base)

@@ -76,6 +76,7 @@ class Stage2:
         self.gradient_step: Update | None = None
         self.counters = Counters()
         self.recent: deque[bool] = deque(maxlen=50)
+        self.recently_intervened: deque[bool] = deque(maxlen=100)
         self.best = Best()
         self.next_evaluation = 0
         self.last_evaluation: EvaluationSummary | None = None
@@ -160,6 +161,7 @@ class Stage2:
         counters.episodes += len(collected.finished)
         counters.lost_macro_steps += collected.lost
         self.recent.extend(success for success, _, _ in collected.finished)
+        self.recently_intervened.extend([False] * len(collected) + [True] * collected.intervened)
 
     def _learn(self, run: TrainingRun, progress: ProgressReport) -> None:
         """Burn in the critics once, then take the gradient steps that the stored transitions have earned.
@@ -242,6 +244,8 @@ class Stage2:
             "lost_macro_steps": counters.lost_macro_steps,
             "latent_dim": self.agent.layout.dim,
         }
+        if any(self.recently_intervened):
+            training["intervened"] = sum(self.recently_intervened) / len(self.recently_intervened)
         if self.offline is not None:
             training["offline_fraction"] = self.offline.share(counters.env_steps)
         row = tracker.log("train", {**metrics, **training, **rates}, counters.axes)

@@ -73,11 +73,21 @@ def plain_vectors(env: gym.Env, spec: EnvSpec) -> gym.Env:
     space = env.observation_space
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
         raise InputError(f"env_id: expected state vectors as observations, {spec.env_id} has {space}")
+    env = actions_in_unit_box(env, spec)
+    limits = gym.spaces.Box(-np.inf, np.inf, space.shape, np.float32)
+    return TransformObservation(env, lambda obs: np.asarray(obs, dtype=np.float32), limits)
+
+
+def actions_in_unit_box(env: gym.Env, spec: EnvSpec) -> gym.Env:
+    """Return the environment with actions in [-1, 1].
+
+    Raises:
+        InputError: actions that are no bounded vectors.
+    """
     if not isinstance(env.action_space, gym.spaces.Box) or len(env.action_space.shape) != 1:
         raise InputError(f"env_id: expected a Box action vector, {spec.env_id} has {env.action_space}")
     if not env.action_space.is_bounded():
         raise InputError(f"env_id: expected bounded actions, {spec.env_id} has {env.action_space}")
-    if not (np.all(env.action_space.low == -1) and np.all(env.action_space.high == 1)):
-        env = RescaleAction(env, np.float32(-1), np.float32(1))
-    limits = gym.spaces.Box(-np.inf, np.inf, space.shape, np.float32)
-    return TransformObservation(env, lambda obs: np.asarray(obs, dtype=np.float32), limits)
+    if np.all(env.action_space.low == -1) and np.all(env.action_space.high == 1):
+        return env
+    return RescaleAction(env, np.float32(-1), np.float32(1))
