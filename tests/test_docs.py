@@ -21,8 +21,8 @@ OF_RUNS = {
 }  # fmt: skip
 """Folders of runs and of recordings, which are no folders of the repository."""
 
-OF_OTHER_TOOLS = {"logdir"}
-"""Flags that pages name and that are not ours: TensorBoard's."""
+OF_OTHER_TOOLS = {"logdir", "signal"}
+"""Flags that pages name and that are not ours: TensorBoard's and Slurm's."""
 
 DATA = (".csv", ".json", ".jsonl", ".png", ".pt", ".yaml")
 
