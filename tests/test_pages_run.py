@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,20 @@ def blocks(page: Path) -> list[str]:
     return [fenced or re.sub(r"^ {4}", "", indented, flags=re.MULTILINE) for fenced, indented in found]
 
 
-def is_python(block: str) -> bool:
-    return re.match(r"(from|import) \w", block) is not None
+def parts(page: Path) -> list[tuple[bool, str]]:
+    """Code of a page, cut where Python follows shell or shell follows Python, and whether each part is Python."""
+    found: list[tuple[bool, str]] = []
+    for block in blocks(page):
+        python = False
+        for i, paragraph in enumerate(re.split(r"\n\n(?! )", block)):
+            begins = re.match(r"(from|import) \w", paragraph) is not None
+            further = python and not paragraph.startswith("dsrl ")
+            python = begins or further
+            if i and python == found[-1][0]:
+                found[-1] = (python, f"{found[-1][1]}\n\n{paragraph}")
+            else:
+                found.append((python, paragraph))
+    return found
 
 
 def commands(block: str, folder: Path) -> list[list[str]]:
@@ -66,7 +79,7 @@ def commands(block: str, folder: Path) -> list[list[str]]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch, tiny_base, tiny_demos, golden_files: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch, tiny_base, tiny_demos, golden_files: Path) -> Iterator[Path]:
     """Where a reader sits: a base policy, demonstrations, a run that was interrupted."""
     place = tmp_path / "place"
     place.mkdir()
@@ -77,53 +90,68 @@ def folder(tmp_path: Path, monkeypatch, tiny_base, tiny_demos, golden_files: Pat
     settings = place / "runs" / "my-run" / "config.yaml"
     values = yaml.safe_load(settings.read_text())
     settings.write_text(yaml.safe_dump({**values, "total_timesteps": values["total_timesteps"] + 16}))
-    (place / "shared").mkdir()
+    example = (DOCS.parent / "examples" / "steer_your_own_policy.py").read_text()
+    (place / "my_policy.py").write_text(example.replace("class MyPolicy", "class DDIMPolicy"))
+    for folder in ("checkpoints", "runs/my_base/checkpoints"):
+        (place / folder).mkdir(parents=True)
+        shutil.copy(tiny_base, place / folder / "last.pt")
     monkeypatch.chdir(place)
     for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HF_HUB_OFFLINE": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    return place
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield place
+    sys.modules.pop("my_policy", None)
+
+
+PAGES = ["../README", "deploying", "index", "latent_env", "loggers", "resuming", "seed_commands", "tuning"]
+NOT_HERE = re.compile(r"make |git clone|cd |sudo |\[--|: \{")
+"""What builds the environment or leaves the folder, and what is no code."""
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("page", ["deploying", "loggers", "resuming", "seed_commands", "tuning"])
+@pytest.mark.parametrize("page", PAGES)
 def test_the_blocks_of_a_page_run(page: str, folder: Path, run_command):
-    if page == "loggers":
-        pytest.importorskip("trackio", reason="needs trackio, which the extra dev installs")
-    if page == "seed_commands":
-        pytest.importorskip("wandb", reason="needs wandb, which the extra dev installs")
-    names: dict[str, Any] = {}
-    found = blocks(DOCS / f"{page}.md")
-    for block in found:
-        if is_python(block):
-            exec(block, names)
+    for library in {"loggers": ["trackio"], "seed_commands": ["wandb"], "index": ["plotly"]}.get(page, []):
+        pytest.importorskip(library, reason=f"needs {library}, which the extra dev installs")
+    names: dict[str, Any] = what_a_robot_sees(folder / "last.pt")
+    ran = 0
+    for python, text in parts(DOCS / f"{page}.md"):
+        if NOT_HERE.search(text):
             continue
-        for argv in commands(block.replace("seed in 1 2 3", "seed in 1"), folder):
+        ran += 1
+        if python:
+            exec(text, names)
+            continue
+        for argv in commands(text.replace("seed in 1 2 3", "seed in 1"), folder):
             if argv[0] == "export":  # two of them write to one folder
-                shutil.rmtree(folder / "shared")
-                names |= what_a_robot_sees(folder)
-            small = [] if "--resume" in argv else SIZES.get(argv[0], [])
+                shutil.rmtree(folder / "shared", ignore_errors=True)
+                names |= what_a_robot_sees(base_of(folder / "runs" / "my-run"))
             named = [found for given in argv for found in (sorted(glob(given)) if "*" in given else [given])]
-            done = run_command([*named, *small])
+            done = run_command([*named, *([] if "--resume" in argv else SIZES.get(argv[0], []))])
             assert done.status == 0, f"{argv}: {done.err}"
-    assert len(found) >= 1
+    assert ran
 
 
-def what_a_robot_sees(folder: Path) -> dict[str, Any]:
-    """``obs``, ``state`` and the sizes of the noise, of the policy that is exported."""
+def base_of(run: Path) -> str:
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    return str(settings.get("base") or settings["awsc_checkpoint"])
+
+
+def what_a_robot_sees(base: Path | str) -> dict[str, Any]:
+    """``obs`` and ``state``, a ``latent``, and the sizes of the noise, of a base policy."""
     from dsrl_offpolicy import load_base_policy
 
-    settings = yaml.safe_load((folder / "runs" / "my-run" / "config.yaml").read_text())
-    info = load_base_policy(settings.get("base") or settings["awsc_checkpoint"]).info
+    info = load_base_policy(base).info
     state = torch.zeros(2, info.obs_horizon, info.state_dim)
     rows, width = info.latent_shape
-    return {"obs": state, "state": state, "T": rows, "W": width}
+    return {"obs": state, "state": state, "latent": torch.zeros(2, rows, width), "T": rows, "W": width}
 
 
 def test_bash_reads_the_blocks(tmp_path: Path):
     block = "for seed in 1 2; do\n    dsrl stage2 --seed $seed \\\n        --out 'a b'\ndone\n"
     assert commands(block, tmp_path) == [["stage2", "--seed", str(seed), "--out", "a b"] for seed in (1, 2)]
     page = tmp_path / "page.md"
-    page.write_text("x\n\n    dsrl a\n\n    dsrl b\n\ny\n\n```python\nimport torch\n```\n")
-    assert blocks(page) == ["dsrl a\n\ndsrl b\n", "import torch\n"]
-    assert [is_python(block) for block in blocks(page)] == [False, True]
+    indented = "    dsrl a\n\n    dsrl b\n\n    import c\n\n    c.d()\n"
+    page.write_text(f"x\n\n{indented}\ny\n\n```python\nimport torch\n```\n")
+    assert parts(page) == [(False, "dsrl a\n\ndsrl b"), (True, "import c\n\nc.d()\n"), (True, "import torch\n")]
