@@ -22,7 +22,7 @@ EXTRAS = {
     "mani_skill": "maniskill", "sapien": "maniskill", "mplib": "maniskill", "wandb": "track", "trackio": "trackio",
     "stable_baselines3": "sb3", "sb3_contrib": "sb3", "websockets": "remote", "msgpack": "remote",
     "lerobot": "lerobot", "diffusers": "lerobot", "draccus": "lerobot", "torchvision": "lerobot",
-    "huggingface_hub": "lerobot", "pyarrow": "lerobot-data", "av": "lerobot-data", "PIL": "lerobot-data",
+    "huggingface_hub": "hub", "pyarrow": "lerobot-data", "av": "lerobot-data", "PIL": "lerobot-data",
     "robosuite": "robosuite",
     "transformers": "smolvla", "num2words": "smolvla",
 }  # fmt: skip

@@ -110,16 +110,10 @@ def write_folder(
     return folder
 
 
-def save_by_lerobot(folder: Path, **changes: Any) -> Any:
-    """Make a policy by LeRobot's own classes and let it save itself and its processors. Returns the policy."""
-    lerobot_classes("base")  # makes torchvision importable
-    from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
-    from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
-    from lerobot.policies.diffusion.processor_diffusion import make_diffusion_pre_post_processors
-
-    lerobot = lerobot_classes("base")
-    values = config(**changes)
-    values.pop("type")
+def lerobot_values(settings: dict[str, Any], lerobot: Any) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """Return what LeRobot's configuration takes for the ``settings`` of a config.json, and the statistics of every
+    feature, as its processors take them."""
+    values = {name: value for name, value in settings.items() if name != "type"}
     stats: dict[str, dict[str, Tensor]] = {}
     for name, value in statistics({**values["input_features"], **values["output_features"]}).items():
         of, _, statistic = name.rpartition(".")
@@ -132,6 +126,17 @@ def save_by_lerobot(folder: Path, **changes: Any) -> Any:
     values["normalization_mapping"] = {
         kind: lerobot.NormalizationMode(mode) for kind, mode in values["normalization_mapping"].items()
     }
+    return values, stats
+
+
+def save_by_lerobot(folder: Path, **changes: Any) -> Any:
+    """Make a policy by LeRobot's own classes and let it save itself and its processors. Returns the policy."""
+    lerobot_classes("base")  # makes torchvision importable
+    from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
+    from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
+    from lerobot.policies.diffusion.processor_diffusion import make_diffusion_pre_post_processors
+
+    values, stats = lerobot_values(config(**changes), lerobot_classes("base"))
     torch.manual_seed(3)
     policy = DiffusionPolicy(DiffusionConfig(**values)).eval()
     for parameter in policy.parameters():  # what LeRobot starts from hardly depends on the observation

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lerobot_folders import ACTION, CAMERAS, STATE, feature, statistics, write_folder
-from torch import Tensor
+from lerobot_folders import ACTION, CAMERAS, STATE, feature, lerobot_values, write_folder
 
 from dsrl_offpolicy.base_policies.lerobot_library import smolvla_classes
 
@@ -101,22 +100,9 @@ def save_smolvla(folder: Path, **changes: Any) -> Any:
     lerobot = smolvla_classes("base")
     from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
 
-    values = config(str(folder.parent / "vlm_of_the_hub"), **changes)
-    values.pop("type")
+    values, stats = lerobot_values(config(str(folder.parent / "vlm_of_the_hub"), **changes), lerobot)
     if not Path(values["vlm_model_name"]).exists():
         write_vlm(Path(values["vlm_model_name"]))
-    stats: dict[str, dict[str, Tensor]] = {}
-    for name, value in statistics({**values["input_features"], **values["output_features"]}).items():
-        of, _, statistic = name.rpartition(".")
-        stats.setdefault(of, {})[statistic] = value
-    for group in ("input_features", "output_features"):
-        values[group] = {
-            name: lerobot.PolicyFeature(type=lerobot.FeatureType(f["type"]), shape=tuple(f["shape"]))
-            for name, f in values[group].items()
-        }
-    values["normalization_mapping"] = {
-        kind: lerobot.NormalizationMode(mode) for kind, mode in values["normalization_mapping"].items()
-    }
     torch.manual_seed(3)
     policy = lerobot.SmolVLAPolicy(lerobot.SmolVLAConfig(**values)).eval()
     for parameter in policy.parameters():  # what transformers starts from hardly depends on the observation

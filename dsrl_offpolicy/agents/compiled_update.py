@@ -18,8 +18,11 @@ from typing import Any, NamedTuple
 import torch
 import torch._inductor
 from torch import Tensor, nn
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, grad
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dsrl_offpolicy.agents.dsrl_sac_agent import DSRLSACAgent, Networks
@@ -112,7 +115,8 @@ class CompiledUpdate:
         traced = make_fx(flat_step, tracing_mode="fake")(*inputs)
         if device.type == "cpu" and faster_here(torch.cpu.get_capabilities()):
             use_onednn(traced)
-        graph = torch._inductor.compile(traced, inputs, options=options)
+        with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):  # without, nothing is kept on disk
+            graph = torch._inductor.compile(traced, inputs, options=options)
         graph(*inputs)  # what cannot be loaded fails here
         if device.type == "cuda":
             _check_recording(graph, self._leaves, inputs[len(self._leaves) :])

@@ -13,7 +13,7 @@ from typing import Any
 from dsrl_offpolicy.agents.dsrl_sac_agent import SACConfig
 from dsrl_offpolicy.agents.steering_agent import SteeringAgent
 from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
-from dsrl_offpolicy.configs.loading import read_settings
+from dsrl_offpolicy.configs.loading import read_preset, read_settings, take_preset
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.registry import ALGORITHMS
 
@@ -74,7 +74,7 @@ def _combined(name: str, own: type) -> type[Stage2LoopConfig]:
 
 
 def chosen_algorithm(argv: Sequence[str]) -> str:
-    """Return the algorithm that flags name, or their ``--config``, or the run that they resume."""
+    """Return the algorithm that flags name, or their ``--config``, the run they resume, or their ``--preset``."""
     flags = {"--algo": "", "--config": "", "--resume": ""}
     for flag, following in pairwise([*argv, ""]):
         name, _, value = flag.partition("=")
@@ -85,8 +85,11 @@ def chosen_algorithm(argv: Sequence[str]) -> str:
     files = (Path(flags["--config"]), Path(flags["--resume"]).expanduser() / "config.yaml")
     for given, path in zip((flags["--config"], flags["--resume"]), files, strict=True):
         if given and path.is_file():
-            return str(read_settings(path).get("algo", "sac"))
-    return "sac"
+            settings = read_settings(path)
+            if "algo" in settings:
+                return str(settings["algo"])
+    preset = take_preset(argv)[1]
+    return str(read_preset(preset).get("algo", "sac")) if preset is not None else "sac"
 
 
 def shipped_yaml(name: str) -> str | None:

@@ -16,8 +16,11 @@ from dsrl_offpolicy.commands.arguments import OneLineParser
 from dsrl_offpolicy.errors import InputError
 
 PROG = "dsrl completion"
-FLAG = re.compile(r"(?<![\w-])(--[a-z]\w*)((?: [A-Z|]+)?)")
-"""A flag in a help text, and what it takes."""
+TAKES = r"(?: (\{[^}]*\}|[\w|./]+))?"
+ENTRY = re.compile(rf"^  (?:-\w, )?(--[a-z]\w*){TAKES}(?: \.\.\.)?(?:, (--no_\w+))?(?=  |$)", re.MULTILINE)
+"""A line of a help text that explains a flag: the flag, what it takes, and what turns it off."""
+USAGE = re.compile(rf"\[(--[a-z]\w*){TAKES}\]")
+"""A flag in the line that says how a command is called."""
 
 
 Commands = Mapping[str, tuple[str, str]]
@@ -31,13 +34,29 @@ def completed_parser(jobs: Commands, tools: Commands) -> argparse.ArgumentParser
     for name, (module, what) in {**jobs, **tools}.items():
         command = commands.add_parser(name, help=what.replace("%", "%%"), add_help=False)
         text = _help(module, "--help_all" if name in jobs else "--help")
-        for flag, takes in dict(FLAG.findall(text)).items():
-            if takes:
-                command.add_argument(flag).complete = shtab.FILE  # type: ignore[attr-defined]
-            else:
+        for flag, takes in _flags(text).items():
+            if not takes:
                 command.add_argument(flag, action="store_true")
+            elif choices := _choices(takes):
+                command.add_argument(flag, choices=choices)
+            else:
+                command.add_argument(flag).complete = shtab.FILE  # type: ignore[attr-defined]
         command.add_argument("rest", nargs="*").complete = shtab.FILE  # type: ignore[attr-defined]
     return parser
+
+
+def _flags(text: str) -> dict[str, str]:
+    """The flags of a help text, and what each takes; nothing where it takes none."""
+    usage, _, _ = text.partition("\n\n")
+    found = dict(USAGE.findall(" ".join(usage.split()).replace("[--flags]", "")))
+    for flag, takes, off in ENTRY.findall(text):
+        found |= {flag: takes, **({off: ""} if off else {})}
+    return found
+
+
+def _choices(takes: str) -> list[str]:
+    """The words of ``{a,b}`` or ``a|b``, and of ``FLOAT|auto`` the second; ``PATH`` has none."""
+    return [word for word in re.split(r"[|,]", takes.strip("{}")) if not word.isupper()]
 
 
 def _help(module: str, flag: str) -> str:

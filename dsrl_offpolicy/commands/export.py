@@ -18,6 +18,7 @@ from dsrl_offpolicy.analysis.run_folder import RATES, RunFolder, read_runs
 from dsrl_offpolicy.base_policies.loading import load_base_policy
 from dsrl_offpolicy.base_policies.shortcut_flow import DEFAULT_WEIGHTS
 from dsrl_offpolicy.commands.arguments import OneLineParser
+from dsrl_offpolicy.commands.hub import Hub
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.checkpoint import load_checkpoint, save_checkpoint
 from dsrl_offpolicy.tracking.run import create_run_folder
@@ -48,8 +49,9 @@ def run(arguments: argparse.Namespace) -> Path:
 
     Raises:
         InputError: no run of Stage 2 with a checkpoint, a base policy that is no file where it is to be copied, or
-            a folder that exists.
+            a folder that exists, or a hub that does not take it.
     """
+    hub = Hub(arguments.push_to_hub) if arguments.push_to_hub is not None else None
     source = Path(arguments.run_dir).expanduser()
     stage2 = next((found for found in read_runs(source) if found.kind == "stage2"), None)
     if stage2 is None:
@@ -82,6 +84,8 @@ def run(arguments: argparse.Namespace) -> Path:
         (folder / name).write_bytes(program)
     written = ["latent policy", MANIFEST, "README.md", *(["base policy"] if bundled else []), *programs]
     print(f"{folder}: {', '.join(written)}")
+    if hub is not None:
+        print(hub.push(folder))
     return folder
 
 
@@ -175,6 +179,10 @@ def _parser() -> argparse.ArgumentParser:
         help="torch_export: also programs that run in torch alone, held against the policies to 1e-5",
     )  # fmt: skip
     parser.add_argument("--with_base", action="store_true", help="copy the base policy's file into the folder")
+    parser.add_argument(
+        "--push_to_hub", metavar="OWNER/NAME",
+        help="also upload the folder to this repository of Hugging Face's hub; a new one is private",
+    )  # fmt: skip
     return parser
 
 

@@ -9,7 +9,7 @@ import itertools
 import shutil
 import textwrap
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -19,7 +19,7 @@ COLUMN = 30
 NAMES = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 
 
-def help_text(config: Any, prog: str, *, everything: bool) -> str:
+def help_text(config: Any, prog: str, *, everything: bool, presets: Sequence[str] = ()) -> str:
     """Return the help of a command.
 
     Args:
@@ -27,17 +27,20 @@ def help_text(config: Any, prog: str, *, everything: bool) -> str:
             people set; where it does not, all are shown.
         prog: how the command is called.
         everything: all flags, grouped by the class that defines them, whose ``title`` is the heading.
+        presets: what ``--preset`` takes; none where the command has no such flag.
     """
     job = type(config)
     width = max(50, min(shutil.get_terminal_size((80, 24)).columns, 115))
     usual: tuple[str, ...] = () if everything else getattr(job, "usual", ())
     shown = {field.name: field for field in fields(job)}
     about = " ".join((inspect.getdoc(job) or "").split())
-    usage = f"usage: {prog} [--config FILE.yaml] [--progress auto|plain|json|quiet] [--flags]"
+    preset = " [--preset NAME]" if presets else ""
+    usage = f"usage: {prog}{preset} [--config FILE.yaml] [--progress auto|plain|json|quiet] [--flags]"
     lines = [
         *textwrap.wrap(usage, width, subsequent_indent="  ", break_on_hyphens=False),
         "",
         *textwrap.wrap(about, width),
+        *(textwrap.wrap(f"Presets: {', '.join(presets)}.", width, break_on_hyphens=False) if presets else ()),
         "",
     ]
     if usual:

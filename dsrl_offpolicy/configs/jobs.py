@@ -265,6 +265,7 @@ class Stage2LoopConfig(
 ):  # fmt: skip
     """What Stage 2 has whichever algorithm learns; the algorithm's own ``Config`` comes beside it."""
 
+    has_presets: ClassVar[bool] = True
     usual: ClassVar[tuple[str, ...]] = (
         "env_id",
         "base",
@@ -424,9 +425,9 @@ class EvalConfig(JobConfig, EvaluationConfig, BasePolicyConfig):
     )
     kind: ClassVar[RunKind] = "eval"
     stage1_checkpoint: Path | None = None
-    """Latent policy of Stage 1 to evaluate."""
+    """Latent policy of Stage 1 to evaluate; default: none."""
     stage2_checkpoint: Path | None = None
-    """Latent policy of Stage 2 to evaluate."""
+    """Latent policy of Stage 2 to evaluate; default: none."""
     reward_mode: RewardMode | None = None
     """Rewards that returns add up; default: those of Q^A, or sparse. Without success in an environment: dense."""
     episodes: Count = 100

@@ -25,6 +25,8 @@ YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeErro
 """What PyYAML raises; impossible dates, endless numbers and deep nests are among what Python refuses in it."""
 
 HELP_ALL = ("--help_all", "--help-all")
+PRESETS = "presets"
+"""Folder beside this module: a YAML file per preset."""
 MAY_BE_INFINITE = ("action_magnitude", "advantage_temperature")
 
 
@@ -35,7 +37,8 @@ def parse_job(job: type[Config], shipped_yaml: str | None, prog: str, argv: Sequ
         job: its dataclass.
         shipped_yaml: file name beside this module; read first. None: the defaults are the dataclass's alone.
         prog: how the command is called, for ``--help``.
-        argv: flags. ``--config FILE`` names a YAML file that is read second.
+        argv: flags. ``--preset NAME``, for jobs that have presets, names shipped settings that are read second,
+            ``--config FILE`` a YAML file that is read third.
 
     Raises:
         InputError: an unknown key or flag (with the nearest valid name), or a value that does not fit.
@@ -44,14 +47,65 @@ def parse_job(job: type[Config], shipped_yaml: str | None, prog: str, argv: Sequ
     asked = [flag for flag in argv if flag in ("-h", "--help", *HELP_ALL)]
     if asked:
         everything = asked[-1] in HELP_ALL
-        print(help_text(override(job, shipped_yaml, {}, ""), prog, everything=everything))
+        defaults = override(job, shipped_yaml, {}, "")
+        presets = preset_names() if getattr(job, "has_presets", False) else ()
+        print(help_text(defaults, prog, everything=everything, presets=presets))
         raise SystemExit(0)
     flags, user_yaml = _take_config_flag(argv)
-    _check_resume_alone(flags, user_yaml)
+    flags, preset = take_preset(flags) if getattr(job, "has_presets", False) else (flags, None)
+    _check_resume_alone(flags, {"--config": user_yaml, "--preset": preset})
     if user_yaml is not None and not user_yaml.is_file():
         raise InputError(f"--config: expected a YAML file, {user_yaml} does not exist")
     values = read_settings(user_yaml) if user_yaml is not None else {}
-    return _with_flags(override(job, shipped_yaml, values, str(user_yaml)), flags, prog)
+    chosen = read_preset(preset) if preset is not None else {}
+    return _with_flags(override(job, shipped_yaml, {**chosen, **values}, str(user_yaml)), flags, prog)
+
+
+def preset_names() -> list[str]:
+    """Return what ``--preset`` takes."""
+    folder = resources.files("dsrl_offpolicy.configs").joinpath(PRESETS)
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def read_preset(name: str) -> dict[Any, Any]:
+    """Return the settings of a preset.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if name not in preset_names():
+        raise InputError(f"--preset: unknown preset {shown(name)}{_nearest(name[:60], preset_names())}")
+    file = resources.files("dsrl_offpolicy.configs").joinpath(PRESETS, f"{name}.yaml")
+    return _mapping(file.read_text(), f"--preset {name}")
+
+
+def take_preset(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """Take ``--preset NAME`` out of the flags.
+
+    Raises:
+        InputError: no name after it.
+    """
+    rest, names = take_flag(argv, "--preset")
+    if None in names:
+        raise InputError("--preset: expected a name after it, got nothing")
+    return rest, names[-1] if names else None
+
+
+def take_flag(argv: Sequence[str], flag: str) -> tuple[list[str], list[str | None]]:
+    """Take every ``FLAG VALUE`` and ``FLAG=VALUE`` out of ``argv``; return the rest and the values.
+
+    The last value is None where nothing follows the flag.
+    """
+    rest: list[str] = []
+    values: list[str | None] = []
+    items = iter(argv)
+    for item in items:
+        name, given, value = item.partition("=")
+        if name == flag:
+            values.append(value if given else next(items, None))
+        else:
+            rest.append(item)
+    return rest, values
 
 
 def override(job: type[Config], shipped_yaml: str | None, values: Mapping[Any, Any], where: str) -> Config:
@@ -88,27 +142,17 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 
 def _take_config_flag(argv: Sequence[str]) -> tuple[list[str], Path | None]:
-    rest: list[str] = []
-    path: Path | None = None
-    items = iter(argv)
-    for item in items:
-        if item == "--config":
-            value = next(items, None)
-            if value is None:
-                raise InputError("--config: expected a YAML file after it, got nothing")
-            path = Path(value)
-        elif item.startswith("--config="):
-            path = Path(item.removeprefix("--config="))
-        else:
-            rest.append(item)
-    return rest, path
+    rest, paths = take_flag(argv, "--config")
+    if None in paths:
+        raise InputError("--config: expected a YAML file after it, got nothing")
+    return rest, Path(paths[-1]) if paths and paths[-1] is not None else None
 
 
-def _check_resume_alone(flags: Sequence[str], user_yaml: Path | None) -> None:
+def _check_resume_alone(flags: Sequence[str], taken: Mapping[str, Path | str | None]) -> None:
     given = [flag for flag in flags if flag.startswith("--")]
     if any(flag.split("=")[0] == "--resume" for flag in given):
         others = [flag for flag in given if flag.split("=")[0] != "--resume"]
-        others += ["--config"] if user_yaml is not None else []
+        others += [flag for flag, value in taken.items() if value is not None]
         if others:
             raise InputError(f"{others[0]}: expected nothing beside --resume, which takes the run's own settings")
 

@@ -129,7 +129,7 @@ class DemonstrationsConfig:
     demo_format: str = "auto"
     """maniskill_hdf5, robomimic_hdf5, lerobot_v3, module:Class of your own, or auto to try the known ones."""
     num_demos: Count | None = None
-    """Use only the first N trajectories."""
+    """Use only the first N trajectories; default: all."""
 
 
 @dataclass(frozen=True, kw_only=True)

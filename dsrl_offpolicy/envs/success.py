@@ -42,4 +42,7 @@ def is_success(value: Any) -> bool:
 
 def no_success(spec: EnvSpec) -> InputError:
     """Return what to raise where sparse rewards are asked of an environment that reports no success."""
-    return InputError(f"reward_mode: expected dense for {spec.env_id}, which reports no success, got sparse")
+    return InputError(
+        f"reward_mode: expected dense for {spec.env_id}, which reports no success, got sparse; "
+        "no start can be chosen there by success (stage1 --method)"
+    )

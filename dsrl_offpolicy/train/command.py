@@ -9,9 +9,9 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from dsrl_offpolicy.configs.loading import override, parse_job, read_settings
+from dsrl_offpolicy.configs.loading import override, parse_job, read_settings, take_flag
 from dsrl_offpolicy.errors import InputError, is_out_of_memory
 from dsrl_offpolicy.tracking.progress import STYLES, Style, use_style
 from dsrl_offpolicy.train.run import Interrupted
@@ -74,19 +74,12 @@ def _take_progress(argv: Sequence[str]) -> tuple[list[str], Style]:
     Raises:
         InputError: no such style.
     """
-    rest: list[str] = []
-    style: Style = "auto"
-    items = iter(argv)
-    for item in items:
-        name, given, value = item.partition("=")
-        if name != "--progress":
-            rest.append(item)
-            continue
-        found = value if given else next(items, "nothing")
-        if found not in STYLES:
+    rest, values = take_flag(argv, "--progress")
+    for value in values:
+        if value not in STYLES:
+            found = value if value is not None else "nothing"
             raise InputError(f"--progress: expected {', '.join(STYLES[:-1])} or {STYLES[-1]}, got {found}")
-        style = found
-    return rest, style
+    return rest, cast(Style, values[-1]) if values else "auto"
 
 
 def _tell_unless_files(args: threading.ExceptHookArgs) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch._inductor.config
+from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_cache
 
 from dsrl_offpolicy.agents.compiled_update import CompiledUpdate
@@ -52,6 +53,12 @@ def assert_same_state(first: DSRLSACAgent, second: DSRLSACAgent) -> None:
     assert torch.equal(first.generator.get_state(), second.generator.get_state())
 
 
+@pytest.fixture
+def traced_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step is traced and runs as its graph says: to compile every kind of it would take minutes."""
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs, options: graph)
+
+
 @pytest.mark.parametrize("regularizer", golden.REGULARIZERS)
 def test_the_plain_update_is_the_recorded_one(regularizer: str) -> None:
     agent = golden.make_agent(regularizer)
@@ -83,6 +90,7 @@ def test_the_two_updates_take_over_from_each_other() -> None:
     assert_same_state(mixed, plain)
 
 
+@pytest.mark.usefixtures("traced_alone")
 def test_the_compiled_update_knows_the_anchor_and_the_one_that_is_loaded() -> None:
     agents = [golden.make_agent("kl") for _ in range(2)]
     for agent in agents:
@@ -107,6 +115,18 @@ def test_the_compiled_update_knows_the_anchor_and_the_one_that_is_loaded() -> No
     assert_same_state(compiled, plain)
 
 
+def test_what_was_compiled_before_is_found_on_disk() -> None:
+    CompiledUpdate(golden.make_agent("kl"), golden.BATCH)
+    before = dict(counters["inductor"])
+    update = CompiledUpdate(agent := golden.make_agent("kl"), golden.BATCH)
+    hits, misses = (
+        counters["inductor"][n] - before.get(n, 0) for n in ("fxgraph_cache_hit", "fxgraph_cache_miss")
+    )
+    assert (hits, misses) == (2, 0)  # a step with and one without the actor
+    assert_rows(run(agent, update, range(golden.STEPS)), RECORDED["kl"])
+
+
+@pytest.mark.usefixtures("traced_alone")
 def test_a_fixed_temperature_is_left_alone() -> None:
     agent = golden.make_agent("entropy")
     agent.log_alpha.requires_grad_(False)

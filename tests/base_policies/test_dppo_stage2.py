@@ -42,6 +42,16 @@ def test_a_table_without_success_needs_its_rewards(run_command: Callable, tmp_pa
     assert all(row["episode_return"] > 0 for row in rows.values())
 
 
+def test_no_start_is_chosen_where_nothing_succeeds(run_command: Callable, tmp_path: Path) -> None:
+    out = tmp_path / "start"
+    argv = ["stage1", "--method", "golden_ticket", "--base", f"dppo:{GOLDEN}", "--env_id", "Hopper-v4"]
+    argv += ["--max_episode_steps", 20, "--num_envs", 1, "--out", out]
+    done = run_command(argv)
+    assert done.status == 2 and not out.exists()
+    assert "Hopper-v4, which reports no success" in done.error_lines[-1]
+    assert "no start can be chosen there by success (stage1 --method)" in done.error_lines[-1]
+
+
 @pytest.mark.parametrize(
     ("env_id", "said"),
     [

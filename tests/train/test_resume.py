@@ -75,7 +75,7 @@ def test_a_killed_run_loses_what_came_after_its_last_save_and_nothing_else(reach
 
 def test_a_second_process_in_the_same_folder_is_refused(reach_base, run_command, tmp_path) -> None:
     folder = tmp_path / "run"
-    process = start(f"{FLAGS} --total_timesteps 60000 --awsc_checkpoint {reach_base} --out {folder}")
+    process = start(f"{FLAGS} --compile off --total_timesteps 60000 --awsc_checkpoint {reach_base} --out {folder}")
     wait_for_rows(process, folder, 8)
     done = run_command(["stage2", "--resume", folder])
     assert done.status == 2 and "another process" in done.err
