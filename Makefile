@@ -31,9 +31,10 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The site of docs/, into site/; warnings are errors.
+# The site of docs/, into site/; warnings, dead links and whatever would be loaded from the web are errors.
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python scripts/check_site.py site
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

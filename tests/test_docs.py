@@ -21,8 +21,8 @@ OF_RUNS = {
 }  # fmt: skip
 """Folders of runs and of recordings, which are no folders of the repository."""
 
-OF_OTHER_TOOLS = {"logdir"}
-"""Flags that pages name and that are not ours: TensorBoard's."""
+OF_OTHER_TOOLS = {"logdir", "signal"}
+"""Flags that pages name and that are not ours: TensorBoard's and Slurm's."""
 
 DATA = (".csv", ".json", ".jsonl", ".png", ".pt", ".yaml")
 
@@ -30,6 +30,7 @@ NAME = re.compile(r"`([\w<>./-]+)`")
 ANYWHERE = re.compile(rf"(?<![\w/.])(?:{'|'.join(REPOSITORY)})/[\w./-]*\w")
 FLAG = re.compile(r"(?<![\w-])--([a-z]\w*)")
 LINK = re.compile(r"\]\(([^)#\s]+)")
+HEADING_LINK = re.compile(r"\]\(((?!http)[^)#\s]*)#([^)\s]+)\)")
 
 
 def ids(page: Path) -> str:
@@ -107,6 +108,23 @@ def test_paths_and_names_exist(page):
 def test_links_lead_to_files(page):
     targets = [t for t in LINK.findall(page.read_text()) if not t.startswith(("http:", "https:"))]
     assert [t for t in targets if not (page.parent / t).exists()] == []
+
+
+def headings(page: Path) -> set[str]:
+    """What a link to a page may end in: its headings in lower case, spaces as hyphens, without punctuation."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_links_lead_to_headings(page):
+    dead = [
+        f"{target}#{heading}"
+        for target, heading in HEADING_LINK.findall(page.read_text())
+        if heading not in headings(page.parent / target if target else page)
+    ]
+    assert dead == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import email
 import importlib.util
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,7 +46,8 @@ def test_a_wheel_holds_the_package_whole_and_nothing_else(built: tuple[Path, Pat
     with zipfile.ZipFile(built[0]) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert names == package_files()
-    assert any(name.endswith(".yaml") for name in names) and "dsrl_offpolicy/py.typed" in names
+    wanted = ("py.typed", "analysis/report.html.j2", "configs/stage2_online.yaml", "configs/presets/hopper.yaml")
+    assert {f"dsrl_offpolicy/{name}" for name in wanted} <= names
 
 
 def test_a_source_distribution_leaves_the_tests_out(built: tuple[Path, Path]) -> None:
@@ -56,3 +60,49 @@ def test_a_source_distribution_leaves_the_tests_out(built: tuple[Path, Path]) ->
 def test_both_have_the_version_of_the_package(built: tuple[Path, Path]) -> None:
     version = f"dsrl_offpolicy-{dsrl_offpolicy.__version__}"
     assert [path.name.partition("-py3")[0].removesuffix(".tar.gz") for path in built] == [version, version]
+
+
+def test_a_wheel_says_which_pythons_it_supports(built: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(built[0]) as wheel:
+        (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(wheel.read(name))
+    assert metadata["Requires-Python"] == ">=3.11"
+    supported = re.findall(r"Python :: (3\.\d+)", "\n".join(metadata.get_all("Classifier", [])))
+    assert supported == ["3.11", "3.12", "3.13"]
+    assert "Python 3.11 to 3.13" in (ROOT / "README.md").read_text()
+
+
+def test_the_version_stands_in_one_place() -> None:
+    version = dsrl_offpolicy.__version__
+    assert f'version = "{version}"' not in (ROOT / "pyproject.toml").read_text()
+    holders = [path for path in (ROOT / "dsrl_offpolicy").rglob("*.py") if f'"{version}"' in path.read_text()]
+    assert holders == [ROOT / "dsrl_offpolicy" / "__init__.py"]
+    assert f"## {version} " in (ROOT / "CHANGELOG.md").read_text()
+
+
+INSTALLED = """
+import sys
+from dsrl_offpolicy.cli import main
+assert main(["--version"]) == 0 and "torch" not in sys.modules and "numpy" not in sys.modules
+from importlib.metadata import entry_points, version
+import dsrl_offpolicy
+assert version("dsrl_offpolicy") == dsrl_offpolicy.__version__ and sys.argv[1] in dsrl_offpolicy.__file__
+(command,) = entry_points(group="console_scripts", name="dsrl")
+assert command.load() is sys.modules["dsrl_offpolicy.cli"].run
+from dsrl_offpolicy.agents.stage2_config import Stage2Config
+from dsrl_offpolicy.configs.loading import parse_job
+assert parse_job(Stage2Config, "stage2_online.yaml", "dsrl", ["--seed", "3"]).seed == 3
+"""
+
+
+def test_a_wheel_works_where_it_is_installed(built: tuple[Path, Path], tmp_path: Path) -> None:
+    """Installed as pip does it, away from the checkout: its version without torch, its command, its YAML."""
+    pytest.importorskip("pip", reason="needs pip, which installs the wheel")
+    place = tmp_path / "installed"
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--target", str(place)]
+    subprocess.run([*pip, str(built[0])], check=True, capture_output=True, timeout=200)
+    told = {**os.environ, "PYTHONPATH": str(place)}
+    code = [sys.executable, "-P", "-c", INSTALLED, str(place)]
+    done = subprocess.run(code, cwd=tmp_path, env=told, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == dsrl_offpolicy.__version__
