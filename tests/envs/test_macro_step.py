@@ -73,7 +73,8 @@ def test_reset_fills_the_frame_stack_with_the_first_observation():
     obs, info = env.reset(seed=7)
     assert obs.tolist() == [[7, 0]] * 3
     assert info == {
-        "n_steps": 0, "success": False, "success_once": False, "episode_return": 0.0, "episode_length": 0,
+        "n_steps": 0, "success": False, "success_once": False, "intervened": False, "episode_return": 0.0,
+        "episode_length": 0,
     }  # fmt: skip
     obs, *_ = env.step(_chunk(2))
     assert obs.tolist() == [[7, 0], [7, 1], [7, 2]]  # oldest first
