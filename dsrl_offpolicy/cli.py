@@ -49,8 +49,19 @@ TOOLS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit status."""
+    """Run a command; returns its exit status. Where nobody reads its output any more, it ends without a word."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _command(arguments)
+        finally:
+            sys.stdout.flush()  # here, where a closed pipe can still be told from other errors
+    except BrokenPipeError:  # who reads our output, such as head, has enough of it
+        _drop_output()
+        return 141  # as a shell reports a process that SIGPIPE ended
+
+
+def _command(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else 2
@@ -66,14 +77,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dsrl: error: unknown command {name!r}{hint}", file=sys.stderr)
         return 2
     module = importlib.import_module(commands[name][0])
-    try:
-        all_of_them = (COMMANDS, TOOLS) if name == "completion" else ()
-        status: int = module.main(rest, *all_of_them)
-        sys.stdout.flush()
-    except BrokenPipeError:  # who reads our output, such as head, has enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # as a shell reports a process that SIGPIPE ended
+    all_of_them = (COMMANDS, TOOLS) if name == "completion" else ()
+    status: int = module.main(rest, *all_of_them)
     return status
+
+
+def _drop_output() -> None:
+    """Let nothing that is still to be written, at the interpreter's end too, meet the closed pipe."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _usage() -> str:

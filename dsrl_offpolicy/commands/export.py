@@ -193,6 +193,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # who reads the output has enough of it, as cli.main knows
+        raise
     except OSError as error:
         print(f"{PROG}: error: cannot read or write a file: {error}", file=sys.stderr)
         return 2
