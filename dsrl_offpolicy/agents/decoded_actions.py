@@ -22,7 +22,7 @@ class ActionCriticConfig(SACConfig):
     critic_lr: Positive = SACConfig.critic_lr
     """Learning rate of Q^A, and of Q^W where there is one."""
     critic_hidden_dims: Widths = SACConfig.critic_hidden_dims
-    """Widths of Q^A, and of Q^W where there is one."""
+    """Widths of the layers of Q^A, and of Q^W where there is one."""
     num_critics: Count = SACConfig.num_critics
     """Heads of Q^A, and of Q^W where there is one."""
     critic_layer_norm: bool = SACConfig.critic_layer_norm

@@ -53,7 +53,7 @@ class SACConfig(SteeringConfig, LatentCriticConfig):
     """What regularizer=kl measures to: the policy of --stage1_checkpoint, or the prior, which is the same without
     one. auto: the prior, unless Stage 1 found its policy more than target_kl from it."""
     init_temperature: NotNegative = 0.1
-    """Initial alpha."""
+    """Initial alpha, in return per nat."""
     learn_temperature: bool = True
     """Adjust alpha to reach the target."""
     target_entropy: Finite | Literal["auto"] = "auto"

@@ -88,7 +88,7 @@ class DemosConfig:
     demo_steps: Steps = 150
     """Scripted expert: env steps after which it gives up."""
     action_noise: NotNegative = 0.1
-    """Scripted expert: standard deviation of the noise on its actions."""
+    """Scripted expert: standard deviation of the noise on its actions, in units of actions."""
     noise_correlation: Decay = 0.5
     """Correlation of that noise from one env step to the next, in [0, 1)."""
     wrong_goal_prob: Share = 0.4
@@ -129,7 +129,7 @@ class Stage0Config(DemonstrationsConfig, OfflineConfig, SimulatorConfig):
     denoising_steps: PowerOfTwo = 8
     """Euler steps from noise to chunk; a power of two."""
     critic_hidden_dims: Widths = (256, 256, 256)
-    """Widths of Q^A and V."""
+    """Widths of the layers of Q^A and V."""
     num_critics: Count = 2
     """Heads of Q^A: 2 is the twin, more an ensemble."""
     gamma: Rate = 0.99
@@ -165,11 +165,11 @@ class Stage0Config(DemonstrationsConfig, OfflineConfig, SimulatorConfig):
     image_shift: CountOrNone = 0
     """Random shift of images while the encoder trains, in pixels; one can be a centimetre."""
     advantage_temperature: Positive = 10.0
-    """beta of the weights exp(A / beta); inf weighs all demonstrations equally."""
+    """beta of the weights exp(A / beta), in units of return; inf weighs all demonstrations equally."""
     max_weight: Positive = 20.0
     """Upper bound of those weights before normalisation."""
     expectile: InnerShare = 0.7
-    """Expectile of the value function (IQL)."""
+    """Expectile of the value function (IQL), a share."""
     critic_tau: Rate = 0.005
     """Polyak rate of Q^A's target networks."""
     eval_episodes: CountOrNone = 0
@@ -205,7 +205,7 @@ class Stage1Config(
     cloning_iters: Steps = 800
     """Most gradient steps of noise cloning; policies after 1/8, 1/4, 1/2 and all of them are candidates."""
     cloning_lr: Positive = 1e-3
-    """Learning rate of noise cloning."""
+    """Adam's learning rate of noise cloning."""
     constants: Count = 8
     """Constant latents among the candidates."""
     screening_episodes: Count = 5
@@ -229,13 +229,13 @@ class Stage1Config(
     kappa: NotNegative = 1.0
     """Pessimism: mean - kappa * std over Q^A's heads."""
     tau: Positive = 5.0
-    """Temperature of the soft baseline."""
+    """Temperature of the soft baseline, in units of return."""
     beta_latent: Positive = 1.0
-    """Temperature of the advantage weights."""
+    """Temperature of the advantage weights, in units of return."""
     advantage_clip: Positive = 20.0
-    """Advantages are clipped to +- this."""
+    """Advantages are clipped to +- this, in units of return."""
     kl_coef: NotNegative = 1e-3
-    """Coefficient of KL(pi || prior)."""
+    """Coefficient of KL(pi || prior), per nat."""
     max_decode: Count = 16384
     """Most latents decoded in one call (bounds memory)."""
     distill_q: bool = False
@@ -385,7 +385,7 @@ class PPOConfig(TrackedConfig, ResumableConfig, EvaluationConfig, SteeringConfig
     max_grad_norm: Positive = 0.5
     """Bound on the gradient's norm, of policy and V together."""
     critic_hidden_dims: Widths = (256, 256, 256)
-    """Widths of V."""
+    """Widths of V's layers."""
     critic_layer_norm: bool = True
     """LayerNorm in V."""
     gamma: Rate = 0.99
@@ -515,6 +515,6 @@ class ProbeConfig(ComputeConfig, SimulatorConfig, InvertedDemonstrationsConfig, 
     noises: Several = 16
     """Noises per such observation."""
     action_magnitude: Positive = 2.0
-    """b of Stage 2: with --demo_path, the share of the inverted noise beyond it is told."""
+    """b of Stage 2, in standard deviations of the prior: how much noise of --demo_path lies beyond it is told."""
     json: bool = False
     """Print JSON."""

@@ -59,7 +59,8 @@ class ResumableConfig:
 
     title: ClassVar[str] = "Resume"
     resume: Path | None = None
-    """Run folder of an interrupted run to resume, with its own settings; allows no other flag."""
+    """Run folder of an interrupted run to resume, with its own settings; allows no other flag.
+    Default: a new run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,7 @@ class SimulatorConfig:
     render_backend: Literal["auto", "cpu", "gpu", "none"] = "auto"
     """Renderer of ManiSkill's images; auto follows sim_backend, and renders nothing for obs_mode state."""
     image_size: tuple[Count, Count] | None = None
-    """Height and width of ManiSkill's or robosuite's images; default: those of demonstrations or base policy."""
+    """Pixels of ManiSkill's or robosuite's images, height and width; default: of demonstrations or base policy."""
     robot_uids: str | None = None
     """ManiSkill's robot; default: the task's own."""
     env_timeout: Positive = 300.0
@@ -125,7 +126,8 @@ class DemonstrationsConfig:
 
     title: ClassVar[str] = "Demonstrations"
     demo_path: Path | None = None
-    """Demonstrations: HDF5 of ManiSkill (its JSON beside it) or robomimic, or the folder of a LeRobotDataset."""
+    """Demonstrations: HDF5 of ManiSkill (its JSON beside it) or robomimic, or the folder of a LeRobotDataset.
+    Required to train offline; else the default is none, in Stage 2 those of Stage 1."""
     demo_format: str = "auto"
     """maniskill_hdf5, robomimic_hdf5, lerobot_v3, module:Class of your own, or auto to try the known ones."""
     num_demos: Count | None = None
@@ -138,7 +140,8 @@ class InvertedDemonstrationsConfig(DemonstrationsConfig):
 
     title: ClassVar[str] = "Demonstrations as noise"
     inversion_tolerance: Positive = 1e-3
-    """Largest error (root mean square over a chunk) of a demonstration's window that is used as noise."""
+    """Largest error of a demonstration's window that is used as noise: root mean square over a chunk, in units of
+    actions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,9 +152,9 @@ class SteeringConfig:
     steer_mode: SteerMode = "full"
     """Steer all rows of the noise, only the executed ones, or one row repeated."""
     action_magnitude: Positive = 2.0
-    """b of w = b tanh(u / b); inf is the plain Gaussian."""
+    """Bound b of w = b tanh(u / b), in standard deviations of the prior; inf is the plain Gaussian."""
     actor_hidden_dims: Widths = (256, 256, 256)
-    """Widths of the latent policy."""
+    """Widths of the latent policy's layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +163,7 @@ class LatentCriticConfig:
 
     title: ClassVar[str] = "Critic Q^W"
     critic_hidden_dims: Widths = (256, 256, 256)
-    """Widths of Q^W."""
+    """Widths of Q^W's layers."""
     num_critics: Count = 2
     """Heads of Q^W."""
     critic_layer_norm: bool = True
@@ -173,10 +176,10 @@ class BasePolicyConfig:
 
     title: ClassVar[str] = "Base policy"
     base: str | None = None
-    """Base policy: a file of Stage 0 or a published AWSC checkpoint, kind:path, remote:HOST:PORT,
+    """Base policy, required: a file of Stage 0 or a published AWSC checkpoint, kind:path, remote:HOST:PORT,
     or module:Class[:argument] of your own."""
     awsc_checkpoint: Path | None = None
-    """Older name of --base, for files."""
+    """Older name of --base, for files; default: --base."""
     weights: str = "ema_agent.velocity_net"
     """Weights of a published checkpoint to use: {agent,ema_agent}.{velocity_net,velocity_net_ema};
     of DPPO's ema, model, actor or actor_ft."""
