@@ -28,7 +28,8 @@ class MacroStepEnv(gym.Wrapper):
     newest (its states are exact); its discount is 0, so no target reads it.
 
     ``info`` always holds ``n_steps``, ``success`` (of the last env step), ``success_once``, ``intervened``
-    (somebody else than the policy chose an action of this chunk), ``episode_return`` (undiscounted, of the
+    (somebody else than the policy chose an action of this chunk; such an episode is no ``success_once`` from there
+    on), ``episode_return`` (undiscounted, of the
     scaled reward) and ``episode_length`` (env steps); where ``spec.frames_every`` is set, also what
     ``FrameRecorder.take`` returns.
     """
@@ -53,7 +54,7 @@ class MacroStepEnv(gym.Wrapper):
         obs, _ = self.env.reset(seed=seed, options=options)
         self._frames.extend([_copy(obs)] * self.env_spec.obs_horizon)
         self._ended = None
-        self._success = self._success_once = self._intervened = False
+        self._success = self._success_once = self._intervened = self._helped = False
         self._return = 0.0
         self._length = 0
         if self._recorder is not None:
@@ -77,8 +78,9 @@ class MacroStepEnv(gym.Wrapper):
             self._return += float(r)
             self._length += 1
             self._success = info["success"]
-            self._success_once |= self._success
             self._intervened |= bool(info.get("intervened", False))
+            self._helped |= self._intervened
+            self._success_once |= self._success and not self._helped
             if self._recorder is not None:
                 self._recorder.see(self._length, self._success_once, last=terminated or truncated)
             if terminated or truncated:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dsrl_offpolicy.agents.optimization import adam_state, annealed
 from dsrl_offpolicy.analysis.curves import plot_online_run
 from dsrl_offpolicy.configs.jobs import PPOConfig
-from dsrl_offpolicy.envs.family import MacroVectorEnv
+from dsrl_offpolicy.envs.family import MacroVectorEnv, family_of
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.evaluation.episodes import EvaluationSummary
 from dsrl_offpolicy.files.checkpoint import check_weights
@@ -85,6 +85,12 @@ class OnPolicy(Resumable):
         self.base = load_base(config, device)
         check_plan(config)
         self.online_env = OnlineEnvironments(config, self.base)
+        training = self.online_env.training
+        if family_of(training).capabilities(training).single:
+            raise InputError(
+                f"env_id: expected a simulator, of {training.env_id} there is one, with an operator whose "
+                "takeovers have no place in a rollout; dsrl stage2 knows of them"
+            )
         self.layout = build_layout(self.base.info, config)
         width, norm = self.base.info.feature_dim, config.critic_layer_norm
         self.actor = LatentPolicy(width, config.actor_hidden_dims, self.layout)

@@ -17,6 +17,7 @@ from robot_worlds import Arm, back, strays
 
 from dsrl_offpolicy.demos.format import read_demonstrations
 from dsrl_offpolicy.envs.family import family_of
+from dsrl_offpolicy.envs.macro_step import MacroStepEnv
 from dsrl_offpolicy.envs.robot import (
     Label,
     Limits,
@@ -29,6 +30,7 @@ from dsrl_offpolicy.envs.robot import (
 )
 from dsrl_offpolicy.envs.robot.recording import Recording
 from dsrl_offpolicy.envs.spec import EnvSpec
+from dsrl_offpolicy.envs.success import SuccessReward
 from dsrl_offpolicy.envs.vector import inspect_env, make_vector_env
 from dsrl_offpolicy.errors import InputError
 
@@ -251,6 +253,18 @@ def test_images_of_every_camera_are_recorded(tmp_path: Path) -> None:
     (found,) = read_demonstrations(tmp_path / "session.h5", need_images=True).trajectories
     np.testing.assert_array_equal(found.images.read(slice(None)), rgb)
     np.testing.assert_array_equal(found.obs, [[0, 0, 0], [1, 1, 1]])
+
+
+def test_a_success_after_a_takeover_is_not_the_policys(run_command, tiny_base: Path, tmp_path: Path) -> None:
+    env = operated(ScriptedOperator(back, strays, verdict=lambda obs: "success" if strays(obs) else None))
+    macro = MacroStepEnv(SuccessReward(env, EnvSpec("x")), EnvSpec("x", act_horizon=5))
+    macro.reset()
+    *_, terminated, _, info = macro.step(np.ones((5, 4), np.float32))
+    assert terminated and info["success"] and info["intervened"] and not info["success_once"]
+    flags = ["--env_id", "robot:robot_worlds:Watched", "--num_envs", 1, "--max_episode_steps", 20]
+    done = run_command(["ppo", *flags, "--awsc_checkpoint", tiny_base, "--out", tmp_path / "run"])
+    assert done.status == 2 and "dsrl stage2 knows of them" in done.error_lines[-1]
+    assert len(done.error_lines) == 1 and not (tmp_path / "run").exists()
 
 
 def test_late_actions_are_counted_and_not_hurried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
