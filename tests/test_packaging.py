@@ -46,7 +46,7 @@ def test_a_wheel_holds_the_package_whole_and_nothing_else(built: tuple[Path, Pat
     with zipfile.ZipFile(built[0]) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert names == package_files()
-    wanted = ("py.typed", "analysis/report.html.j2", "configs/stage2_online.yaml", "configs/presets/hopper.yaml")
+    wanted = ("py.typed", "analysis/report.html.j2", "configs/stage2_online.yaml", "configs/presets/fast.yaml")
     assert {f"dsrl_offpolicy/{name}" for name in wanted} <= names
 
 
