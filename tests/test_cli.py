@@ -123,6 +123,29 @@ def test_progress_is_shown_as_asked_for(run_command, tmp_path):
         use_style("auto")
 
 
+def test_rows_of_json_are_alone_on_standard_output(files, run_command):
+    out = files.here.parent / "run"
+    flags = ["--num_envs", 1, "--total_timesteps", 64, "--warmup_steps", 16, "--max_episode_steps", 16]
+    flags += ["--utd_ratio", 1, "--batch_size", 4, "--log_freq", 2, "--eval_freq", 32, "--eval_episodes", 1]
+    few = ["--episodes", 2, "--constants", 0, "--best_of", 0, "--num_envs", 1, "--max_episode_steps", 16]
+    try:
+        done = run_command(_stage2(files, *flags, *TINY_WIDTHS, "--out", out, "--progress", "json"))
+        rows = [json.loads(line) for line in done.out.splitlines()]
+        assert done.status == 0 and rows[-1]["job"] == "stage2", done.err
+        assert {"done", "total", "unit", "gradient_steps", "env/s", "grad/s", "seconds_left"} <= set(rows[-1])
+        assert 0 <= rows[-1]["success_low"] <= rows[-1]["success"] <= rows[-1]["success_high"] <= 1
+        assert rows[-1]["eval_success_low"] <= rows[-1]["eval_success"] <= rows[-1]["eval_success_high"]
+        done = run_command(_eval(files, *few, "--out", files.here.parent / "eval", "--progress", "json"))
+        rows = [json.loads(line) for line in done.out.splitlines()]
+        assert done.status == 0 and [row["policy"] for row in rows] == ["base (prior noise)", "w = 0"]
+        assert rows[0]["success_low"] <= rows[0]["success"] <= rows[0]["success_high"]
+        assert "w = 0" in done.err  # the table is for people
+        done = run_command(_eval(files, *few, "--out", files.here.parent / "quiet", "--progress", "quiet"))
+        assert done.status == 0 and done.err == "" and "w = 0" in done.out
+    finally:
+        use_style("auto")
+
+
 def test_an_unknown_command_is_answered_with_the_nearest(run_command):
     done = run_command(["pretran"])
     assert done.status == 2

@@ -202,9 +202,9 @@ def _evaluate_all(
             if source is None:
                 source, cost = _best_constant(config, base, env, device)
             rows[name] = replace(row(name, source), choosing_env_steps=cost)
-            success = rows[name].summary.success_once.value
-            tracker.log("eval", {f"{name}/success_once": success}, {"row": len(rows)})
-            progress.report(len(rows), {name: success})
+            success = rows[name].summary.success_once
+            tracker.log("eval", {f"{name}/success_once": success.value}, {"row": len(rows)})
+            progress.report(len(rows), {name: success.value}, {"policy": name, **success.named("success")})
     return {name: rows[name] for name in sources}
 
 

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TextIO, get_args
 
 from rich.progress import (
     BarColumn,
@@ -21,14 +21,22 @@ Style = Literal["auto", "plain", "json", "quiet"]
 STYLES: tuple[Style, ...] = get_args(Style)
 
 _style: Style = "auto"
+_rows: TextIO | None = None
 
 
 def use_style(style: Style) -> None:
     """Let all progress of this process be shown so from here on: ``plain`` lines on standard error, ``json``
-    objects on standard output, one per line, or not at all (``quiet``). ``auto``: a bar on a terminal, else plain.
+    objects on what is standard output now, one per line, or not at all (``quiet``). ``auto``: a bar on a terminal,
+    else plain.
     """
-    global _style
-    _style = style
+    global _style, _rows
+    _style, _rows = style, sys.stdout
+
+
+def tell(text: str) -> None:
+    """Say on standard error what a job is doing, unless progress is ``quiet``."""
+    if _style != "quiet":
+        print(text, file=sys.stderr)
 
 
 class ProgressReport:
@@ -55,8 +63,10 @@ class ProgressReport:
             self._task = self._bar.add_task(title, total=total, shown="")
             self._bar.start()
 
-    def report(self, done: int, shown: Mapping[str, Any] | None = None) -> None:
-        """Tell how far the job is and the numbers to watch."""
+    def report(
+        self, done: int, shown: Mapping[str, Any] | None = None, detail: Mapping[str, Any] | None = None
+    ) -> None:
+        """Tell how far the job is and the numbers to watch; in ``json`` those of ``detail`` as well."""
         if _style == "quiet":
             return
         text = "  ".join(f"{k} {_short(v)}" for k, v in (shown or {}).items())
@@ -67,8 +77,9 @@ class ProgressReport:
         left = elapsed / max(done, 1) * max(self._total - done, 0)
         if _style == "json":
             row = {"job": self._title, "done": done, "total": self._total, "unit": self._unit}
-            row |= {"seconds": round(elapsed, 1), "seconds_left": round(left, 1), **(shown or {})}
-            print(json.dumps(row, default=float), flush=True)
+            row |= {"per_second": done / max(elapsed, 1e-9), "seconds": round(elapsed, 1)}
+            row |= {"seconds_left": round(left, 1), **(shown or {}), **(detail or {})}
+            print(json.dumps(row, default=float), file=_rows, flush=True)
             return
         print(
             f"{self._title}: {done}/{self._total} {self._unit}  {text}  "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,13 @@ import torch
 from dsrl_offpolicy.contracts import BasePolicy, LatentSource
 from dsrl_offpolicy.envs.family import MacroVectorEnv
 from dsrl_offpolicy.evaluation.episodes import EvaluationSummary, choosing_seeds, run_episodes, summarise
+from dsrl_offpolicy.evaluation.intervals import wilson_interval
 from dsrl_offpolicy.train.run import TrainingRun
+
+
+def success_of(outcomes: Collection[bool]) -> dict[str, float | None]:
+    """Return the success rate of episodes and its 95 % interval by Wilson, by name; nothing of no episodes."""
+    return wilson_interval(sum(outcomes), len(outcomes)).named("success") if outcomes else {}
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import sys
@@ -40,7 +41,10 @@ def parsed_command(
             try:
                 flags, style = _take_progress(sys.argv[1:] if argv is None else argv)
                 use_style(style)
-                run(parse(flags))
+                config = parse(flags)
+                # Whoever reads rows of JSON reads nothing else; what is for people goes where errors go.
+                with contextlib.redirect_stdout(sys.stderr if style == "json" else sys.stdout):
+                    run(config)
             except InputError as error:
                 print(f"{name}: error: {error}", file=sys.stderr)
                 return 2

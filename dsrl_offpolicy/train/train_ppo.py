@@ -34,7 +34,7 @@ from dsrl_offpolicy.rollouts.latent_env import LatentVectorEnv
 from dsrl_offpolicy.seeding import numpy_generator, restore_random_states
 from dsrl_offpolicy.tracking.progress import ProgressReport
 from dsrl_offpolicy.tracking.run import Run
-from dsrl_offpolicy.train.choosing import Best, evaluate
+from dsrl_offpolicy.train.choosing import Best, evaluate, success_of
 from dsrl_offpolicy.train.command import command, config_of_run
 from dsrl_offpolicy.train.online_env import OnlineEnvironments
 from dsrl_offpolicy.train.run import PPO, Resumable, TrainingRun, run_folder, training_run
@@ -225,7 +225,7 @@ class OnPolicy(Resumable):
         }
         row = tracker.log("train", {**told, **training}, self.counters.axes)
         shown = {"success": row["train_success"], "v_mean": row["v_mean"], "kl": row["kl"], "env/s": rate}
-        progress.report(self.counters.env_steps, shown)
+        progress.report(self.counters.env_steps, shown, success_of(self.recent))
 
     def _summary(self, tracker: Run) -> dict[str, Any]:
         last = self.last_evaluation

@@ -28,9 +28,9 @@ from dsrl_offpolicy.files.metrics import read_metrics
 from dsrl_offpolicy.models.latent_sources import prior_source, squashed_prior_source
 from dsrl_offpolicy.rollouts.collector import Collected, Collector
 from dsrl_offpolicy.seeding import numpy_generator, torch_generator
-from dsrl_offpolicy.tracking.progress import ProgressReport
+from dsrl_offpolicy.tracking.progress import ProgressReport, tell
 from dsrl_offpolicy.tracking.run import Run
-from dsrl_offpolicy.train.choosing import Best, evaluate
+from dsrl_offpolicy.train.choosing import Best, evaluate, success_of
 from dsrl_offpolicy.train.command import config_of_run, parsed_command
 from dsrl_offpolicy.train.offline_data import offline_data
 from dsrl_offpolicy.train.online_env import OnlineEnvironments
@@ -253,7 +253,10 @@ class Stage2:
         judged = {name: row.get(name, "-") for name in self.agent.judged_by[:2]}
         shown = {"success": row["train_success"], **judged}
         shown |= {"env/s": rates["env_steps_per_s"], "grad/s": rates["gradient_steps_per_s"]}
-        progress.report(counters.env_steps, shown)
+        detail = {"gradient_steps": counters.gradient_steps, **success_of(self.recent)}
+        if self.last_evaluation is not None:
+            detail |= self.last_evaluation.success_once.named("eval_success")
+        progress.report(counters.env_steps, shown, detail)
 
     def _mark_rates(self) -> float:
         """Rates count from here on; returns the time."""
@@ -268,17 +271,16 @@ class Stage2:
     def _compiled(self, run: TrainingRun) -> Update:
         """The learner's update, compiled; a machine without a compiler is told and goes on without."""
         start = time.monotonic()
-        print(
+        tell(
             "stage2: compiling the learner: seconds where torch has it from an earlier run, else a quarter of a "
             "minute, minutes on a busy machine; --compile off does without",
-            file=sys.stderr,
         )
 
-        def tell(seconds: float) -> None:
-            print(f"stage2: compiling for {seconds:.0f} s; Ctrl-C saves the run and ends it", file=sys.stderr)
+        def tell_time(seconds: float) -> None:
+            tell(f"stage2: compiling for {seconds:.0f} s; Ctrl-C saves the run and ends it")
 
         try:
-            compiled = run.waiting_for(lambda: self.agent.compiled(self.config.batch_size), tell)
+            compiled = run.waiting_for(lambda: self.agent.compiled(self.config.batch_size), tell_time)
         except RuntimeError as error:
             print(f"note: the learner runs uncompiled, torch.compile failed: {str(error)[:200]}", file=sys.stderr)
             return self.agent.update
@@ -286,7 +288,7 @@ class Stage2:
             print(f"note: the learner runs uncompiled: {self.config.algo} has no compiled update", file=sys.stderr)
             return self.agent.update
         took = time.monotonic() - start
-        print(f"stage2: learner compiled in {took:.1f} s (torch keeps it for the next run)", file=sys.stderr)
+        tell(f"stage2: learner compiled in {took:.1f} s (torch keeps it for the next run)")
         return compiled
 
     def _collector(self, env: MacroVectorEnv) -> Collector:
