@@ -65,7 +65,7 @@ def test_the_plain_update_is_the_recorded_one(regularizer: str) -> None:
     assert_rows(run(agent, agent.update, range(golden.STEPS)), RECORDED[regularizer])
 
 
-@pytest.mark.parametrize("regularizer", golden.REGULARIZERS)
+@pytest.mark.parametrize("regularizer", ["kl", pytest.param("entropy", marks=pytest.mark.slow)])
 def test_the_compiled_update_is_the_recorded_one_and_leaves_the_plain_ones_state(regularizer: str) -> None:
     plain, compiled = golden.make_agent(regularizer), golden.make_agent(regularizer)
     before = {name: value.clone() for name, value in compiled.state_dict().items()}
@@ -74,6 +74,12 @@ def test_the_compiled_update_is_the_recorded_one_and_leaves_the_plain_ones_state
     assert_rows(run(compiled, update, range(golden.STEPS)), RECORDED[regularizer])
     run(plain, plain.update, range(golden.STEPS))
     assert_same_state(compiled, plain)
+
+
+@pytest.mark.usefixtures("traced_alone")
+def test_the_traced_update_is_the_recorded_one_with_entropy() -> None:
+    agent = golden.make_agent("entropy")
+    assert_rows(run(agent, CompiledUpdate(agent, golden.BATCH), range(golden.STEPS)), RECORDED["entropy"])
 
 
 def test_the_two_updates_take_over_from_each_other() -> None:

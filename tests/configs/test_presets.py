@@ -10,7 +10,7 @@ import yaml
 
 import dsrl_offpolicy
 from dsrl_offpolicy.configs.jobs import Stage2LoopConfig
-from dsrl_offpolicy.configs.loading import check_ranges, preset_names
+from dsrl_offpolicy.configs.loading import check_ranges, preset_names, read_preset
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.train.train_stage2_online import settings
 
@@ -47,6 +47,15 @@ def test_every_setting_of_a_preset_counts(name: str) -> None:
     for key, value in chosen.items():
         found = getattr(config, key)
         assert (list(found) if isinstance(found, tuple) else found) == value, key
+
+
+def test_paper_is_what_most_official_tasks_share() -> None:
+    paper = read_preset("paper")
+    tasks = [read_preset(f"dsrl-{task}") for task in OFFICIAL]
+    apart = {name for name, value in paper.items() if sum(task.get(name) == value for task in tasks) < 4}
+    # At b = 1, Transport's, the official target of 0 nats of w / b is 0 nats of w for every latent. Chunks
+    # of warm-up are those of Lift and Can, the others have 2001 and 20001; gradient steps those of Can and Square.
+    assert apart == {"action_magnitude", "target_entropy", "warmup_steps", "utd_ratio"}
 
 
 def test_fast_is_the_learner_of_the_quickstart() -> None:
@@ -101,6 +110,9 @@ def test_a_preset_says_the_official_settings_in_our_units(name: str) -> None:
     # Of latents w = b a, the entropy is that of a in [-1, 1] and ln b for each of their numbers; a's target is 0.
     assert config.target_entropy == pytest.approx(actions * rows * math.log(magnitude), abs=1e-3)
     assert (config.batch_size, config.actor_lr, config.critic_lr, config.temp_lr) == (256, 3e-4, 3e-4, 3e-4)
+    # Plain SAC: alpha holds the entropy at its target and is in the TD target, rewards are the environment's.
+    assert (config.regularizer, config.backup_entropy, config.reward_scale) == ("entropy", True, 1.0)
+    assert config.warmup_policy == "prior"
     on_gym = name in ("hopper", "halfcheetah", "walker2d")
     assert config.reward_mode == ("dense" if on_gym else "sparse") and config.end_on_success == on_gym
     named = "env_id" in yaml.safe_load((FOLDER / f"dsrl-{name}.yaml").read_text())
