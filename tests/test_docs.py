@@ -21,7 +21,7 @@ OF_RUNS = {
 }  # fmt: skip
 """Folders of runs and of recordings, which are no folders of the repository."""
 
-OF_OTHER_TOOLS = {"logdir"}
+OF_OTHER_TOOLS = {"logdir", "head", "address", "repo", "set"}
 """Flags that pages name and that are not ours: TensorBoard's."""
 
 DATA = (".csv", ".json", ".jsonl", ".png", ".pt", ".yaml")
