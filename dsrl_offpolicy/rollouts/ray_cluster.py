@@ -33,12 +33,7 @@ def ray_cluster(address: str | None, num_cpus: int) -> Iterator[Any]:
     Raises:
         InputError: the library is missing, or nobody answers at the address, or another version of Ray.
     """
-    try:
-        ray = importlib.import_module("ray")
-    except ImportError as error:
-        raise InputError(f"backend: {not_installed(error)}") from error
-    if address is not None:
-        _check_answers(address)
+    ray = check_ray(address)
     if ray.is_initialized():
         yield ray
         return
@@ -62,6 +57,21 @@ def ray_cluster(address: str | None, num_cpus: int) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def check_ray(address: str | None) -> Any:
+    """Return the library, once somebody answers at the address of a cluster.
+
+    Raises:
+        InputError: it is missing, or nobody does.
+    """
+    try:
+        ray = importlib.import_module("ray")
+    except ImportError as error:
+        raise InputError(f"backend: {not_installed(error)}") from error
+    if address is not None:
+        _check_answers(address)
+    return ray
 
 
 def _check_answers(address: str) -> None:

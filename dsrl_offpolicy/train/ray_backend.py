@@ -17,14 +17,15 @@ from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.envs.vector import make_vector_env
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.models.latent_layout import LatentLayout
-from dsrl_offpolicy.rollouts.ray_cluster import ray_cluster
+from dsrl_offpolicy.rollouts.ray_cluster import check_ray, ray_cluster
 from dsrl_offpolicy.rollouts.ray_collector import RayCollector, RayPlan
 from dsrl_offpolicy.seeding import derive_seed, torch_generator
 from dsrl_offpolicy.train.start import load_base
 
 
 def check_backend(config: Stage2LoopConfig, training: EnvSpec) -> None:
-    """Refuse settings that mean nothing for the backend, and environments that no actor can have.
+    """Refuse settings that mean nothing for the backend, environments that no actor can have, and a Ray that is
+    not there.
 
     Raises:
         InputError: naming the setting.
@@ -43,6 +44,7 @@ def check_backend(config: Stage2LoopConfig, training: EnvSpec) -> None:
     for name, what in (("batched", "steps on the GPU in one batch"), ("exclusive", "has a single environment")):
         if getattr(capabilities, name):
             raise InputError(f"backend: expected local for {training.env_id}, which {what}, got ray")
+    check_ray(config.ray_address)
 
 
 @contextlib.contextmanager
