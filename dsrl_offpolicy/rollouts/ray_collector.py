@@ -116,7 +116,7 @@ class RayCollector:
         server, runner = ray.remote(**forever)(PolicyServer), ray.remote(**forever)(EnvRunner)
         self.server = server.options(num_gpus=plan.server_gpus).remote(plan.make_base, layout, sum(plan.envs))
         self.runners = [
-            _Runner(i, envs, runner.remote(i, plan.make_env, self.server, FIRST_EVALUATION_SEED))
+            _Runner(i, envs, runner.remote(i, plan.make_env, FIRST_EVALUATION_SEED))
             for i, envs in enumerate(plan.envs)
         ]
         self._turns = list(self.runners)
@@ -241,7 +241,8 @@ class RayCollector:
 
     def _send_begin(self, runner: _Runner) -> None:
         runner.try_again = None
-        runner.beginning = runner.actor.begin.remote(runner.life, self._plan.start_seed(runner.life))
+        seed = self._plan.start_seed(runner.life)
+        runner.beginning = runner.actor.begin.remote(runner.life, seed, self.server)
 
     def _greet(self, runner: _Runner, facts: RunnerFacts) -> None:
         """Hold what a runner tells against the base policy and this package."""

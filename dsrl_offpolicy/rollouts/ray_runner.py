@@ -113,28 +113,26 @@ class EnvRunner:
     Args:
         index: its number in the run.
         make_env: builds the environments of runner ``index``.
-        server: handle of the policy server.
         seeds_below: bound of the episodes' seeds.
     """
 
-    def __init__(
-        self, index: int, make_env: Callable[[int], MacroVectorEnv], server: Any, seeds_below: int
-    ) -> None:
+    def __init__(self, index: int, make_env: Callable[[int], MacroVectorEnv], seeds_below: int) -> None:
         # Processes of environments would run Ray's worker script again, as they do the main file of a program.
         vars(sys.modules["__main__"]).pop("__file__", None)
-        self._index, self._make_env, self._server = index, make_env, server
+        self._index, self._make_env = index, make_env
         self._seeds_below = seeds_below
         self._env: MacroVectorEnv | None = None
         self._life: int | None = None
         self._seq = 0
         self._server_losses = 0
 
-    def begin(self, life: int, seed: int) -> RunnerFacts:
+    def begin(self, life: int, seed: int, server: Any) -> RunnerFacts:
         """Begin episodes in every environment, with starts from ``seed``.
 
         Args:
             life: names the time from here to the next ``begin``, in the whole run.
             seed: of the generator of the episodes' seeds.
+            server: handle of the policy server.
 
         Raises:
             InputError: environments that cannot be built or reset.
@@ -152,7 +150,7 @@ class EnvRunner:
             tuple(state.shape or ()),
             tuple(actions.shape or ()),
         )
-        self._life, self._seq = life, 0
+        self._life, self._seq, self._server = life, 0, server
         self._starts = np.random.default_rng(seed)
         self._obs, _ = env.reset(seed=self._draw_seeds())
         self._features: np.ndarray | None = None
