@@ -32,6 +32,9 @@ class NonFiniteError(InputError):
         super().__init__(message)
         self.evidence = evidence
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.evidence)  # between processes
+
 
 def one_line(error: BaseException) -> str:
     """What somebody else's code raised, and where: ``RuntimeError: no camera (my_family.py, line 12)``."""

@@ -23,7 +23,7 @@ EXTRAS = {
     "stable_baselines3": "sb3", "sb3_contrib": "sb3", "websockets": "remote", "msgpack": "remote",
     "lerobot": "lerobot", "diffusers": "lerobot", "draccus": "lerobot", "torchvision": "lerobot",
     "huggingface_hub": "hub", "pyarrow": "lerobot-data", "av": "lerobot-data", "PIL": "lerobot-data",
-    "robosuite": "robosuite",
+    "robosuite": "robosuite", "ray": "ray",
     "transformers": "smolvla", "num2words": "smolvla",
 }  # fmt: skip
 """The extra that installs an optional library, by the name it is imported under."""

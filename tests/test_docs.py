@@ -21,8 +21,8 @@ OF_RUNS = {
 }  # fmt: skip
 """Folders of runs and of recordings, which are no folders of the repository."""
 
-OF_OTHER_TOOLS = {"logdir", "signal"}
-"""Flags that pages name and that are not ours: TensorBoard's and Slurm's."""
+OF_OTHER_TOOLS = {"logdir", "signal", "head", "address", "repo", "set"}
+"""Flags that pages name and that are not ours: TensorBoard's, Slurm's, Ray's, Helm's."""
 
 DATA = (".csv", ".json", ".jsonl", ".png", ".pt", ".yaml")
 

@@ -88,7 +88,7 @@ def test_the_command_line_names_only_existing_jobs():
     ("library", "rooms"),
     [
         ("wandb", {"tracking"}), ("trackio", {"tracking"}), ("metaworld", {"envs", "demos"}),
-        ("mani_skill", {"envs", "demos"}),
+        ("mani_skill", {"envs", "demos"}), ("ray", {"rollouts"}),
     ],
 )  # fmt: skip
 def test_optional_and_heavy_libraries_are_imported_where_they_are_adapted_and_only_when_used(library, rooms):

@@ -31,6 +31,7 @@ from dsrl_offpolicy.configs.ranges import (
     Widths,
 )  # fmt: skip
 from dsrl_offpolicy.configs.shared import (
+    BackendConfig,
     BasePolicyConfig,
     ComputeConfig,
     DemonstrationsConfig,
@@ -261,7 +262,7 @@ class Stage1Config(
 @dataclass(frozen=True, kw_only=True)
 class Stage2LoopConfig(
     InvertedDemonstrationsConfig, TrackedConfig, ResumableConfig, PrecisionConfig, EvaluationConfig,
-    SteeringConfig, BasePolicyConfig,
+    SteeringConfig, BackendConfig, BasePolicyConfig,
 ):  # fmt: skip
     """What Stage 2 has whichever algorithm learns; the algorithm's own ``Config`` comes beside it."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from dsrl_offpolicy.configs.ranges import Count, Index, Positive, Steps, StepsOrNone, Threads, Widths
+from dsrl_offpolicy.configs.ranges import Count, CountOrNone, Index, Positive, Steps, StepsOrNone, Threads, Widths
 
 SteerMode = Literal["full", "act_horizon", "repeat"]
 ObsMode = Literal["state", "rgb"]
@@ -191,3 +191,21 @@ class BasePolicyConfig:
     """Rows that are executed. Only for published checkpoints (default: what Q^A takes, 8 in most) and DPPO's."""
     instruction: str | None = None
     """The task in words, for a base policy that reads one; default: what the environment observes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendConfig:
+    """Where an online job's environments and acting policy run."""
+
+    title: ClassVar[str] = "Backend"
+    backend: Literal["local", "ray"] = "local"
+    """local: environments beside the learner, which acts itself; ray: actors on this machine or a cluster, which
+    need the extra `ray`."""
+    ray_address: str | None = None
+    """HOST:PORT of a Ray cluster; default: Ray on this machine, for this run alone."""
+    num_runners: Count = 1
+    """Ray: actors among which num_envs are divided."""
+    max_lag: CountOrNone = 0
+    """Ray: macro-steps that a runner may do ahead of the learner, beyond the one on its way; 0: lockstep."""
+    runner_timeout: Positive = 900.0
+    """Ray: seconds that a runner may take for a macro-step before it counts as hung and is replaced."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsrl_offpolicy.contracts import BasePolicy, Encoding, LatentSource
 from dsrl_offpolicy.models.latent_layout import LatentLayout
@@ -50,13 +52,19 @@ def best_of_source(base: BasePolicy, count: int) -> LatentSource:
     return choose
 
 
+@dataclass(frozen=True)
+class SquashedPriorSource:
+    """The prior as a fresh latent policy samples it: squashed, on the steered rows of ``layout``."""
+
+    layout: LatentLayout
+
+    def __call__(self, features: Tensor, noise: Tensor) -> Tensor:
+        return self.layout.expand(self.layout.prior(noise), noise)
+
+
 def squashed_prior_source(layout: LatentLayout) -> LatentSource:
-    """Return the prior as a fresh latent policy samples it: squashed, on the steered rows of ``layout``."""
-
-    def choose(features: Tensor, noise: Tensor) -> Tensor:
-        return layout.expand(layout.prior(noise), noise)
-
-    return choose
+    """Return the prior as a fresh latent policy samples it."""
+    return SquashedPriorSource(layout)
 
 
 def constant_source(latent: Tensor) -> LatentSource:
@@ -74,11 +82,26 @@ def drawn_constants(shape: tuple[int, int], count: int, seed: int, device: torch
     return [constant_source(torch.randn(shape, generator=generator).to(device)) for _ in range(count)]
 
 
-def policy_source(policy: LatentPolicy, *, deterministic: bool) -> LatentSource:
-    """Return a latent policy; rows that it does not steer come from the prior."""
+@dataclass(frozen=True)
+class PolicySource:
+    """A latent policy, sampled or its mean; rows that it does not steer come from the prior."""
+
+    policy: LatentPolicy
+    deterministic: bool
 
     @torch.no_grad()
-    def choose(features: Tensor, noise: Tensor) -> Tensor:
-        return policy.layout.expand(policy.act(features, noise, deterministic), noise)
+    def __call__(self, features: Tensor, noise: Tensor) -> Tensor:
+        return self.policy.layout.expand(self.policy.act(features, noise, self.deterministic), noise)
 
-    return choose
+    def copied(self, device: torch.device | str) -> PolicySource:
+        """Return one with weights of its own, on ``device``, that later gradient steps leave alone."""
+        weights = {
+            id(weight): nn.Parameter(weight.detach().clone(), requires_grad=False)
+            for weight in self.policy.parameters()
+        }
+        return PolicySource(copy.deepcopy(self.policy, weights).to(device), self.deterministic)
+
+
+def policy_source(policy: LatentPolicy, *, deterministic: bool) -> LatentSource:
+    """Return a latent policy; rows that it does not steer come from the prior."""
+    return PolicySource(policy, deterministic)

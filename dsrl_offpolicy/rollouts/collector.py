@@ -201,6 +201,10 @@ class Collector:
         self._lent = None
         self._begin_anew()
 
+    def metrics(self) -> dict[str, float]:
+        """Return what a row of metrics tells of acting: nothing, where acting and learning take turns."""
+        return {}
+
     def _begin_anew(self) -> None:
         seeds = self._draw_seeds()
         obs, _ = self.env.reset(seed=seeds)

@@ -47,3 +47,14 @@ class OnlineEnvironments:
             if eval_env is not None and eval_env is not env:
                 opened.callback(eval_env.close)
             yield env, eval_env
+
+    @contextmanager
+    def evaluating(self) -> Iterator[MacroVectorEnv | None]:
+        """Inside, there are those to evaluate in alone, if the job evaluates: no more than it has episodes."""
+        config = self.config
+        with ExitStack() as opened:
+            eval_env = None
+            if config.eval_freq:
+                eval_env = make_vector_env(self.evaluation, min(config.num_envs, config.eval_episodes))
+                opened.callback(eval_env.close)
+            yield eval_env

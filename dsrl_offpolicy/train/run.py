@@ -124,6 +124,7 @@ PPO = Stage("dsrl ppo", "stage2", "checkpoints", "env steps", kept=True)
 MAY_CHANGE = (
     "resume", "out", "demo_path", "awsc_checkpoint", "base", "stage1_checkpoint",  # digests hold their content
     "device", "torch_threads", "compile", "render_backend", "env_timeout",
+    "ray_address", "num_runners", "max_lag", "runner_timeout",
     "log_freq", "save_freq", "eval_freq", "video_every", "track", "wandb_project", "loggers", "total_timesteps",
 )  # fmt: skip
 """Settings that may differ when a run resumes: where files are and what the machine has (``device`` of the same

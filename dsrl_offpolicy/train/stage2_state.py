@@ -19,6 +19,7 @@ from dsrl_offpolicy.contracts import BasePolicy
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.files.plain import check_fields, reading, shown
 from dsrl_offpolicy.rollouts.collector import Collector
+from dsrl_offpolicy.rollouts.ray_collector import RayCollector
 from dsrl_offpolicy.seeding import restore_random_states
 from dsrl_offpolicy.train.run import Resumable
 from dsrl_offpolicy.train.start import build_layout
@@ -40,6 +41,7 @@ COLLECTOR = {
     "starts": str,
 }
 EPISODE = {"seed": int, "chunks": Tensor}
+RAY_COLLECTOR = {"noise": Tensor, "lives": int}
 
 
 @dataclass
@@ -48,7 +50,8 @@ class Counters:
 
     ``earning_transitions`` are the macro-transitions stored since updates began; the effective update-to-data
     ratio is ``gradient_steps / earning_transitions``. Burn-in steps are counted apart. ``lost_macro_steps`` were
-    dropped because their environment process died or hung.
+    dropped because their environment process or their runner died or hung. ``restarted_episodes`` began anew in
+    the middle: after such a loss, or because a run that resumed could not go on with them.
     """
 
     env_steps: int = 0
@@ -58,6 +61,7 @@ class Counters:
     earning_transitions: int = 0
     episodes: int = 0
     lost_macro_steps: int = 0
+    restarted_episodes: int = 0
 
     def owed(self, utd_ratio: float) -> int:
         """Return gradient steps that the stored transitions have earned and that are not done yet."""
@@ -76,6 +80,9 @@ class Counters:
             "macro_steps": self.macro_steps,
             "gradient_steps": self.gradient_steps,
         }
+
+
+COUNTERS = {f.name: int for f in fields(Counters)}
 
 
 class Stage2State(Resumable):
@@ -129,13 +136,14 @@ class Stage2State(Resumable):
         """Check types, shapes, counters against each other, and the files of transitions."""
         config = self.stage.config
         check_fields(state, STATE, where, optional=("best_return", "offline"))
-        check_fields(state["counters"], {f.name: int for f in fields(Counters)}, f"{where}: counters")
+        check_fields(state["counters"], COUNTERS, f"{where}: counters", ("restarted_episodes",))
         _check_counters(state, where, config)
         if state["collector"] is not None:
-            _check_collector(state["collector"], f"{where}: collector", config, self.stage.base, state["device"])
+            check = _check_ray_collector if config.backend == "ray" else _check_collector
+            check(state["collector"], f"{where}: collector", config, self.stage.base, state["device"])
         self.replay_files.check(state["replay"])
 
-    def restore(self, state: Mapping[str, Any], collector: Collector) -> bool:
+    def restore(self, state: Mapping[str, Any], collector: Collector | RayCollector) -> bool:
         """Bring everything to where the run was saved; False if the episodes in flight could not be."""
         stage = self.stage
         stage.agent.load_training_state(state["training"])
@@ -151,6 +159,7 @@ class Stage2State(Resumable):
                 stage.offline.generator.set_state(state["offline"].cpu())
         same = collector.load_state_dict(state["collector"])
         if not same:
+            stage.counters.restarted_episodes += stage.config.num_envs
             print("note: the episodes in flight could not be repeated exactly; new ones begin", file=sys.stderr)
         restore_random_states(state["random"])
         return same
@@ -189,6 +198,16 @@ def _check_collector(
     with reading(where, "states of generators"):
         torch.Generator(device).set_state(state["noise"].cpu())
         np.random.default_rng().bit_generator.state = json.loads(state["starts"])
+
+
+def _check_ray_collector(
+    state: Mapping[str, Any], where: str, config: Stage2LoopConfig, base: BasePolicy, device: str
+) -> None:
+    check_fields(state, RAY_COLLECTOR, where)
+    if not 0 <= state["lives"] < 2**63:
+        raise InputError(f"{where}: lives: expected a number >= 0, got {shown(state['lives'])}")
+    with reading(where, "the state of a generator"):
+        torch.Generator(device).set_state(state["noise"].cpu())
 
 
 def _check_tensor(value: Tensor, shape: tuple[int, ...], where: str) -> None:

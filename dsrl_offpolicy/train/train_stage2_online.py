@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from dsrl_offpolicy.evaluation.episodes import EvaluationSummary, choosing_seeds
 from dsrl_offpolicy.files.metrics import read_metrics
 from dsrl_offpolicy.models.latent_sources import prior_source, squashed_prior_source
 from dsrl_offpolicy.rollouts.collector import Collected, Collector
+from dsrl_offpolicy.rollouts.ray_collector import RayCollector
 from dsrl_offpolicy.seeding import numpy_generator, torch_generator
 from dsrl_offpolicy.tracking.progress import ProgressReport, tell
 from dsrl_offpolicy.tracking.run import Run
@@ -35,6 +37,7 @@ from dsrl_offpolicy.train.command import config_of_run, parsed_command
 from dsrl_offpolicy.train.offline_data import offline_data
 from dsrl_offpolicy.train.online_env import OnlineEnvironments
 from dsrl_offpolicy.train.precision import start_precision
+from dsrl_offpolicy.train.ray_backend import check_backend, ray_collector
 from dsrl_offpolicy.train.run import STAGE2, TrainingRun, run_folder, training_run
 from dsrl_offpolicy.train.stage2_learner import build_agent, check_plan, planned_steps
 from dsrl_offpolicy.train.stage2_state import Counters, Stage2State
@@ -59,6 +62,7 @@ class Stage2:
         self.base = load_base(config, device)
         check_plan(config, self.base.info)
         self.online_env = OnlineEnvironments(config, self.base)
+        check_backend(config, self.online_env.training)
         self.videos: Videos | None = None
         if config.video_every:
             self.videos = Videos(self.base, self.online_env.evaluation, device)
@@ -72,7 +76,7 @@ class Stage2:
             device=device,
         )
         self.config, self.offline = offline_data(config, self.base, self.agent.layout, device)
-        self.collector: Collector | None = None
+        self.collector: Collector | RayCollector | None = None
         self.gradient_step: Update | None = None
         self.counters = Counters()
         self.recent: deque[bool] = deque(maxlen=50)
@@ -101,8 +105,8 @@ class Stage2:
                 numbers = {f"inversion_{name}": value for name, value in self.offline.report.items()}
                 run.tracker.log("diag", numbers, self.counters.axes)
             self.health = HealthMonitor(config, folder)
-            with self.online_env.opened() as (env, eval_env):
-                self._loop(run, state, env, eval_env)
+            with self._collecting(run) as (collector, eval_env):
+                self._loop(run, state, collector, eval_env)
             self.collector = None
             run.tracker.write_summary(self._summary(run.tracker))
         plot_online_run(folder, {}, f"{config.env_id}, seed {config.seed}")
@@ -112,12 +116,12 @@ class Stage2:
         self,
         run: TrainingRun,
         state: Stage2State,
-        env: MacroVectorEnv,
+        collector: Collector | RayCollector,
         eval_env: MacroVectorEnv | None,
     ) -> None:
         """Act, store, evaluate, learn, save, until the env steps are spent."""
         config, counters = self.config, self.counters
-        self.collector = collector = self._collector(env)
+        self.collector = collector
         saved_while_acting = run.resumed is not None and state.restore(run.resumed, collector)
         if not saved_while_acting:
             collector.launch(self._acting())
@@ -131,7 +135,7 @@ class Stage2:
                 act, finished = True, counters.env_steps >= config.total_timesteps
                 if eval_env is not None and not finished and counters.env_steps >= self.next_evaluation:
                     self._evaluate(run, eval_env)
-                    if eval_env is env:
+                    if eval_env is collector.env:
                         collector.take_back()
                         collector.launch(self._acting())
                     due_next = self.next_evaluation + config.eval_freq
@@ -160,6 +164,7 @@ class Stage2:
         counters.macro_steps += len(collected)
         counters.episodes += len(collected.finished)
         counters.lost_macro_steps += collected.lost
+        counters.restarted_episodes += collected.lost
         self.recent.extend(success for success, _, _ in collected.finished)
         self.recently_intervened.extend([False] * len(collected) + [True] * collected.intervened)
 
@@ -246,6 +251,8 @@ class Stage2:
         }
         if any(self.recently_intervened):
             training["intervened"] = sum(self.recently_intervened) / len(self.recently_intervened)
+        if self.collector is not None:
+            training |= self.collector.metrics()
         if self.offline is not None:
             training["offline_fraction"] = self.offline.share(counters.env_steps)
         row = tracker.log("train", {**metrics, **training, **rates}, counters.axes)
@@ -291,16 +298,25 @@ class Stage2:
         tell(f"stage2: learner compiled in {took:.1f} s (torch keeps it for the next run)")
         return compiled
 
-    def _collector(self, env: MacroVectorEnv) -> Collector:
-        config = self.config
-        return Collector(
-            env,
-            self.base,
-            self.agent.layout,
-            noise=torch_generator(config.seed, "behaviour", self.device),
-            starts=numpy_generator(config.seed, "training_starts"),
-            device=self.device,
-        )
+    @contextlib.contextmanager
+    def _collecting(self, run: TrainingRun) -> Iterator[tuple[Collector | RayCollector, MacroVectorEnv | None]]:
+        """Inside, there are the backend's collector, and environments to evaluate in, if the job evaluates."""
+        config, layout = self.config, self.agent.layout
+        if config.backend == "ray":
+            training, counters = self.online_env.training, self.counters
+            with (
+                self.online_env.evaluating() as eval_env,
+                ray_collector(
+                    config, training, self.base, layout, lambda: counters.gradient_steps, run.end_if_stopped,
+                    self.device,
+                ) as actors,
+            ):  # fmt: skip
+                yield actors, eval_env
+            return
+        with self.online_env.opened() as (env, eval_env):
+            noise = torch_generator(config.seed, "behaviour", self.device)
+            starts = numpy_generator(config.seed, "training_starts")
+            yield Collector(env, self.base, layout, noise=noise, starts=starts, device=self.device), eval_env
 
     def _summary(self, tracker: Run) -> dict[str, Any]:
         last = self.last_evaluation

@@ -204,7 +204,13 @@ PARTS = {
     ),
     "pretrain": ("train.stage0_learner",),
     "stage1": ("train.stage1_learner", "train.stage1_starts"),
-    "stage2": ("agents.dsrl_sac_agent", "train.stage2_learner", "train.stage2_state", "train.offline_data"),
+    "stage2": (
+        "agents.dsrl_sac_agent",
+        "train.stage2_learner",
+        "train.stage2_state",
+        "train.offline_data",
+        "train.ray_backend",
+    ),
 }
 """Modules besides its own that read a job's settings."""
 
