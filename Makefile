@@ -10,7 +10,7 @@ ARGS ?=
 WORKERS ?= auto
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow test-lerobot check docs format clean
+.PHONY: quickstart test test-slow test-lerobot test-ray check docs format clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/dsrl quickstart $(ARGS)
@@ -25,6 +25,11 @@ test-slow: $(VENV)/.installed-dev
 test-lerobot: .venv-lerobot/.installed
 	.venv-lerobot/bin/python -m pytest tests/base_policies/test_lerobot.py tests/base_policies/test_lerobot_vla.py \
 		tests/demos/test_lerobot_writer.py -v $(ARGS)
+
+# Ray takes 260 MB and its tests minutes of waiting, so they stand apart.
+test-ray: $(VENV)/.installed-dev
+	$(BIN)/pip install --quiet -e ".[ray]"
+	$(BIN)/pytest tests/rollouts/test_ray_faults.py tests/train/test_ray_backend.py -v $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
