@@ -204,7 +204,7 @@ class BackendConfig:
     ray_address: str | None = None
     """HOST:PORT of a Ray cluster; default: Ray on this machine, for this run alone."""
     num_runners: Count = 1
-    """Ray: actors among which num_envs are divided."""
+    """Ray: runners, among which the environments are divided."""
     max_lag: CountOrNone = 0
     """Ray: macro-steps that a runner may do ahead of the learner, beyond the one on its way; 0: lockstep."""
     runner_timeout: Positive = 900.0
