@@ -105,8 +105,8 @@ def folder(tmp_path: Path, monkeypatch, tiny_base, tiny_demos, golden_files: Pat
 
 
 PAGES = ["../README", "deploying", "index", "latent_env", "loggers", "resuming", "seed_commands", "tuning"]
-NOT_HERE = re.compile(r"make |git clone|cd |sudo |\[--|: \{")
-"""What builds the environment or leaves the folder, and what is no code."""
+NOT_HERE = re.compile(r"make |git clone|cd |sudo |--push_to_hub|\[--|: \{")
+"""What builds the environment, leaves the folder or the machine, and what is no code."""
 
 
 @pytest.mark.timeout(600)
