@@ -135,6 +135,8 @@ ENV_FAMILIES = Registry(
         "gymnasium": "dsrl_offpolicy.envs.families.gymnasium:GymnasiumEnvs",
     },
 )
+ROBOTS = Registry("robot", "dsrl_offpolicy.robots", {})
+"""``robot:NAME``: none is built in."""
 ALGORITHMS = Registry(
     "algorithm",
     "dsrl_offpolicy.algorithms",

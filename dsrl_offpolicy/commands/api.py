@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dsrl_offpolicy.agents.stage2_config import chosen_algorithm, shipped_yaml, stage2_config
 from dsrl_offpolicy.commands import evaluate as eval_command
 from dsrl_offpolicy.configs.jobs import EvalConfig, Stage0Config, Stage1Config
-from dsrl_offpolicy.configs.loading import override
+from dsrl_offpolicy.configs.loading import override, plain_settings
 from dsrl_offpolicy.train import pretrain_stage0, train_stage1_offline, train_stage2_online
 
 
@@ -20,7 +19,9 @@ def pretrain(**settings: Any) -> Path:
     Raises:
         InputError: whatever the command would refuse.
     """
-    return pretrain_stage0.run(override(Stage0Config, "stage0_pretrain.yaml", _plain(settings), "pretrain"))
+    return pretrain_stage0.run(
+        override(Stage0Config, "stage0_pretrain.yaml", plain_settings(settings), "pretrain")
+    )
 
 
 def stage1(**settings: Any) -> Path:
@@ -29,7 +30,9 @@ def stage1(**settings: Any) -> Path:
     Raises:
         InputError: whatever the command would refuse.
     """
-    return train_stage1_offline.run(override(Stage1Config, "stage1_offline.yaml", _plain(settings), "stage1"))
+    return train_stage1_offline.run(
+        override(Stage1Config, "stage1_offline.yaml", plain_settings(settings), "stage1")
+    )
 
 
 def stage2(**settings: Any) -> Path:
@@ -38,7 +41,7 @@ def stage2(**settings: Any) -> Path:
     Raises:
         InputError: whatever the command would refuse.
     """
-    given = _plain(settings)
+    given = plain_settings(settings)
     algo = chosen_algorithm([f"--{name}={given[name]}" for name in ("algo", "resume") if name in given])
     return train_stage2_online.run(override(stage2_config(algo), shipped_yaml(algo), given, "stage2"))
 
@@ -53,14 +56,6 @@ def evaluate(**settings: Any) -> list[dict[str, Any]]:
     Raises:
         InputError: whatever the command would refuse.
     """
-    folder = eval_command.run(override(EvalConfig, "eval.yaml", _plain(settings), "evaluate"))
+    folder = eval_command.run(override(EvalConfig, "eval.yaml", plain_settings(settings), "evaluate"))
     rows: list[dict[str, Any]] = json.loads((folder / "evaluation.json").read_text())
     return rows
-
-
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as a YAML file would hold them."""
-    return {
-        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-        for name, value in settings.items()
-    }

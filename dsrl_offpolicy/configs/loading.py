@@ -132,13 +132,18 @@ def read_settings(path: Path) -> dict[Any, Any]:
 
 def to_plain(config: Any) -> dict[str, Any]:
     """Return a config as plain YAML/JSON values."""
+    return plain_settings(asdict(config))
+
+
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as a YAML file would hold them: paths as text, tuples as lists."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Path):
             return str(value)
         return list(value) if isinstance(value, tuple) else value
 
-    return {name: plain(value) for name, value in asdict(config).items()}
+    return {name: plain(value) for name, value in settings.items()}
 
 
 def _take_config_flag(argv: Sequence[str]) -> tuple[list[str], Path | None]:

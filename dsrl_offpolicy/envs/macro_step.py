@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -117,6 +118,34 @@ class MacroStepEnv(gym.Wrapper):
 
     def _no_frames(self) -> dict[str, Any]:
         return self._recorder.nothing() if self._recorder is not None else {}
+
+
+@dataclass(frozen=True)
+class News:
+    """What the info of a vector macro-step says beside its transitions.
+
+    Attributes:
+        kept: ``[E]``, macro-steps that are experience of the policy.
+        lost: ``[E]``, those whose environment process died or hung.
+        intervened: ``[E]``, others in which somebody else than the policy chose an action.
+        finished: of each episode that ended: (success_once, return, env steps).
+    """
+
+    kept: np.ndarray
+    lost: np.ndarray
+    intervened: np.ndarray
+    finished: list[tuple[bool, float, int]]
+
+
+def read_news(info: Mapping[str, Any], ended: np.ndarray) -> News:
+    """Read the info of a vector macro-step in which the episodes ``ended`` ``[E]`` came to their end."""
+    lost = np.asarray(info.get("lost", np.zeros(len(ended), dtype=bool)))
+    intervened = np.asarray(info.get("intervened", np.zeros_like(lost))) & ~lost
+    finished = [
+        (bool(info["success_once"][i]), float(info["episode_return"][i]), int(info["episode_length"][i]))
+        for i in np.flatnonzero(ended)
+    ]
+    return News(~lost & ~intervened, lost, intervened, finished)
 
 
 def _copy(obs: Any) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dsrl_offpolicy.contracts import BasePolicy, Encoding, LatentSource, MacroTransitions
 from dsrl_offpolicy.envs.family import MacroVectorEnv
+from dsrl_offpolicy.envs.macro_step import read_news
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.rollouts.acting import encode, executed_chunk, send
 from dsrl_offpolicy.seeding import FIRST_EVALUATION_SEED
@@ -32,7 +33,7 @@ class Collected(MacroTransitions):
 
     finished: list[tuple[bool, float, int]]
     lost: int
-    intervened: int = 0
+    intervened: int
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -113,9 +114,9 @@ class Collector:
         assert self._latent is not None, "collect() follows launch()"
         obs, reward, terminated, truncated, info = self.env.step_wait()
         encoding = encode(self.base_policy, obs, self.device)
-        lost = np.asarray(info.get("lost", np.zeros(self.env.num_envs, dtype=bool)))
-        intervened = np.asarray(info.get("intervened", np.zeros_like(lost))) & ~lost
-        kept = self._tensor(np.flatnonzero(~lost & ~intervened), torch.int64)
+        ended = self._tensor(terminated | truncated, torch.bool).cpu().numpy()
+        news = read_news(info, ended)
+        kept = self._tensor(np.flatnonzero(news.kept), torch.int64)
         happened = (
             self._encoding.features[kept],
             self._latent[kept],
@@ -125,12 +126,7 @@ class Collector:
             self._tensor(truncated, torch.bool)[kept],
             self._tensor(info["n_steps"], torch.int32)[kept],
         )
-        ended = self._tensor(terminated | truncated, torch.bool).cpu().numpy()
-        finished = [
-            (bool(info["success_once"][i]), float(info["episode_return"][i]), int(info["episode_length"][i]))
-            for i in np.flatnonzero(ended)
-        ]
-        over = ended | lost
+        over = ended | news.lost
         if over.any():
             seeds = self._draw_seeds()
             obs, _ = self.env.reset(seed=seeds, options={"reset_mask": over})
@@ -139,7 +135,7 @@ class Collector:
             encoding = encode(self.base_policy, obs, self.device)
         self._encoding = encoding
         self._latent = None
-        return Collected(*happened, finished, int(np.sum(lost)), int(np.sum(intervened)))
+        return Collected(*happened, news.finished, int(news.lost.sum()), int(news.intervened.sum()))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what brings a new collector to this point, between launch and collect."""

@@ -15,6 +15,7 @@ from torch import Tensor
 import dsrl_offpolicy
 from dsrl_offpolicy.contracts import BasePolicy, LatentSource, MacroTransitions, PolicyInfo
 from dsrl_offpolicy.envs.family import MacroVectorEnv
+from dsrl_offpolicy.envs.processes import MOST_LOSSES
 from dsrl_offpolicy.errors import InputError
 from dsrl_offpolicy.models.latent_layout import LatentLayout
 from dsrl_offpolicy.models.latent_sources import PolicySource
@@ -27,8 +28,6 @@ STARTING = 600.0
 """Seconds that actors may take to start, and to build their environments or load their policy."""
 LOOKING = 1.0
 """Seconds between two looks at signals and at runners that hang."""
-MOST_LOSSES = 3
-"""Losses of one runner in a row that end the run."""
 
 
 @dataclass(frozen=True)
@@ -328,7 +327,7 @@ class RayCollector:
         self._runners_took += happened.took
         self._server_losses += happened.server_losses
         columns = {name: torch.tensor(value, device=self.device) for name, value in happened.columns.items()}
-        return Collected(finished=happened.finished, lost=happened.lost, intervened=0, **columns)
+        return Collected(finished=happened.finished, lost=happened.lost, intervened=happened.intervened, **columns)
 
     def _receive_beginning(self, runner: _Runner) -> None:
         errors = self._ray.exceptions

@@ -16,6 +16,7 @@ import numpy as np
 
 import dsrl_offpolicy
 from dsrl_offpolicy.envs.family import MacroVectorEnv
+from dsrl_offpolicy.envs.macro_step import read_news
 from dsrl_offpolicy.errors import InputError
 
 SERVER_TIMEOUT = 600.0
@@ -75,9 +76,10 @@ class Happened:
     """What one permitted macro-step brought: arrays of ``rollouts.collector.Collected``, and where it belongs.
 
     Attributes:
-        columns: the fields of ``MacroTransitions``, a row per environment that was not lost.
+        columns: the fields of ``MacroTransitions``, a row per macro-step that is kept.
         finished: of each episode that ended: (success_once, return, env steps).
         lost: macro-steps dropped because their environment process died or hung.
+        intervened: macro-steps dropped because somebody else than the policy chose an action.
         life, seq: those of the permit.
         version: gradient steps behind the latent policy that acted.
         server_losses: how often the policy server had to be asked again.
@@ -88,6 +90,7 @@ class Happened:
     columns: dict[str, np.ndarray]
     finished: list[tuple[bool, float, int]]
     lost: int
+    intervened: int
     life: int
     seq: int
     version: int
@@ -176,13 +179,10 @@ class EnvRunner:
         features, chosen = self._features, self._act(permit)
         env.step_async(chosen.chunk)
         obs, reward, terminated, truncated, info = env.step_wait()
-        lost = np.asarray(info.get("lost", np.zeros(env.num_envs, dtype=bool)))
-        kept, ended = np.flatnonzero(~lost), terminated | truncated
-        finished = [
-            (bool(info["success_once"][i]), float(info["episode_return"][i]), int(info["episode_length"][i]))
-            for i in np.flatnonzero(ended)
-        ]
-        over, self._obs, fresh = ended | lost, obs, None
+        ended = terminated | truncated
+        news = read_news(info, ended)
+        kept, over = np.flatnonzero(news.kept), ended | news.lost
+        self._obs, fresh = obs, None
         if over.any():
             fresh, _ = env.reset(seed=self._draw_seeds(), options={"reset_mask": over})
             self._obs = fresh
@@ -199,8 +199,9 @@ class EnvRunner:
         waited, self._ended_at = began - self._ended_at, time.monotonic()
         return Happened(
             columns,
-            finished,
-            int(lost.sum()),
+            news.finished,
+            int(news.lost.sum()),
+            int(news.intervened.sum()),
             permit.life,
             permit.seq,
             chosen.version,

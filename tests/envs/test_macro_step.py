@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_worlds import CountingEnv, counting_spec
 
-from dsrl_offpolicy.envs.macro_step import MacroStepEnv
+from dsrl_offpolicy.envs.macro_step import MacroStepEnv, read_news
 
 
 def _chunk(rows: int) -> np.ndarray:
@@ -97,3 +97,16 @@ def test_spaces_tell_chunk_and_frame_stack():
     env = MacroStepEnv(CountingEnv(), counting_spec(obs_horizon=3, act_horizon=5))
     assert env.action_space.shape == (5, 1)
     assert env.observation_space.shape == (3, 2)
+
+
+def test_the_news_of_a_macro_step_say_what_is_experience_and_what_has_ended():
+    info = {
+        "lost": np.array([True, False, False, False]), "intervened": np.array([True, True, False, False]),
+        "success_once": [0, 0, 1, 0], "episode_return": [-1, -2, -3, -4], "episode_length": [4, 5, 6, 7],
+    }  # fmt: skip
+    news = read_news(info, ended=np.array([False, False, True, False]))
+    # The first was lost, and what was lost is no intervention besides; of the second somebody chose an action.
+    assert news.kept.tolist() == [False, False, True, True]
+    assert news.lost.tolist() == [True, False, False, False]
+    assert news.intervened.tolist() == [False, True, False, False]
+    assert news.finished == [(True, -3.0, 6)]

@@ -14,10 +14,9 @@ from dsrl_offpolicy.envs.robot import OperatedEnv, RobotSetup
 from dsrl_offpolicy.envs.robot.recording import Recording
 from dsrl_offpolicy.envs.spec import EnvSpec
 from dsrl_offpolicy.errors import InputError
-from dsrl_offpolicy.registry import Registry
+from dsrl_offpolicy.registry import ROBOTS
 
 PREFIX = "robot:"
-ROBOTS = Registry("robot", "dsrl_offpolicy.robots", {})
 
 
 class RobotEnvs(EnvFamily):

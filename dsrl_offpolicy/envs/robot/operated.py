@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -97,15 +98,12 @@ class OperatedEnv(gym.Wrapper):
         Raises:
             OperatorGone: nobody stands beside it.
         """
-        try:
+        with self._attended():
             if self._operator is None:
                 operator = self._setup.make_operator()
                 operator.start(self.stop)
                 self._operator = operator
             self._wait_until_ready(self._operator)
-        except OperatorGone as gone:
-            self.stop(str(gone))
-            raise
         self._due, self._before = None, self._hold
         self._counts = dict.fromkeys(self._counts, 0)
         self._obs, info = self.env.reset(seed=seed, options=options)
@@ -123,11 +121,8 @@ class OperatedEnv(gym.Wrapper):
         if not self._stopped:
             self._keep_time()
         proposed = np.asarray(action, np.float32)
-        try:
+        with self._attended():
             taken = self._operator.takeover(self._obs, proposed)
-        except OperatorGone as gone:
-            self.stop(str(gone))
-            raise
         wanted = proposed if taken is None else np.asarray(taken, np.float32)
         if not np.isfinite(wanted).all():
             self.stop("an action that is not finite")
@@ -159,11 +154,8 @@ class OperatedEnv(gym.Wrapper):
     ) -> tuple[Any, float, bool, bool, dict[str, Any]]:  # fmt: skip
         """What the operator and the environment say of the step that was sent."""
         assert self._operator is not None
-        try:
+        with self._attended():
             label: Label | None = self._operator.label()
-        except OperatorGone as gone:
-            self.stop(str(gone))
-            raise
         success = label == "success" or any(is_success(info[key]) for key in SUCCESS_KEYS if key in info)
         terminated = terminated or label in ("success", "failure")
         truncated = truncated or bool(self._stopped) or label == "discard"
@@ -178,6 +170,15 @@ class OperatedEnv(gym.Wrapper):
         unexplained = intervened or bool(self._stopped) or label == "discard"
         told = {**info, "success": success, "intervened": unexplained}
         return self._obs, reward, terminated, truncated, told
+
+    @contextlib.contextmanager
+    def _attended(self) -> Iterator[None]:
+        """Inside, the arm is stopped once nobody stands beside it."""
+        try:
+            yield
+        except OperatorGone as gone:
+            self.stop(str(gone))
+            raise
 
     def _wait_until_ready(self, operator: Operator) -> None:
         """Forget the last stop, but none that comes while the operator is asked: it asks again."""
